@@ -1,0 +1,1 @@
+"""The mirror: the same training program as pure functions in JAX."""

@@ -1,0 +1,147 @@
+"""Train the mirror: `python -m fmnist_jax.train`."""
+
+import contextlib
+import os
+import sys
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training.train_state import TrainState
+from jax import lax
+from numpy.typing import NDArray
+
+from fmnist_jax import torch_rng
+from fmnist_jax.model import Params, from_torch, network, to_torch
+from fmnist_torch import errors, runs
+from fmnist_torch.data import load_dataset
+from fmnist_torch.experiment import CLASSES, PIXELS, Experiment, parse
+
+NAME = "fmnist_jax.train"
+
+# XLA compiles `x / 255` to a multiplication by the reciprocal, which is 1 ulp off at 126 of these 256 values.
+PIXEL_VALUES = np.arange(256, dtype=np.float32) / np.float32(255)
+
+
+def decode(images: NDArray[np.uint8], device: jax.Device) -> jax.Array:
+    """Pixels `(n, 784) float32 in [0, 1]` of images `uint8 (n, 28, 28)`."""
+    return jax.device_put(PIXEL_VALUES[images].reshape(len(images), PIXELS), device)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`-log(softmax(logits)[label])` of every image, `(batch,)`.
+
+    By a one-hot product: the gradient of picking the label's entry out would be a scatter, which accelerators do not
+    add up in the same order every time.
+    """
+    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype))
+
+
+def init(experiment: Experiment, params: Params) -> TrainState:
+    """What training starts from: parameters and the optimizer's state, as one value."""
+    return TrainState.create(apply_fn=network(experiment).apply, params=params, tx=optax.sgd(experiment.lr))
+
+
+@jax.jit
+def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+    """The state after one batch, and the loss, `() float32`, from before the update."""
+    _check(images, labels)
+
+    def loss_of(params: Params) -> jax.Array:
+        return cross_entropy(state.apply_fn({"params": params}, images), labels).mean()
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+def train_epoch(
+    state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int
+) -> tuple[TrainState, jax.Array]:
+    """The state after all batches in order, the short last one too, and their losses, `(steps,) float32`."""
+    _check(images, labels)
+    steps, rest = divmod(len(labels), batch_size)
+
+    def step(state: TrainState, start: jax.Array) -> tuple[TrainState, jax.Array]:
+        batch = (lax.dynamic_slice_in_dim(whole, start, batch_size) for whole in (images, labels))
+        return train_step(state, *batch)
+
+    state, losses = lax.scan(step, state, batch_size * jnp.arange(steps))
+    if rest:
+        state, loss = train_step(state, images[-rest:], labels[-rest:])
+        losses = jnp.append(losses, loss)
+    return state, losses
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def evaluate(
+    state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """How many images are classified rightly, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
+    _check(images, labels)
+    logits = state.apply_fn({"params": state.params}, images)
+    correct = (logits.argmax(axis=1) == labels).sum()
+    losses = cross_entropy(logits, labels)
+    whole = len(labels) - len(labels) % batch_size
+    means = losses[:whole].reshape(-1, batch_size).mean(axis=1)
+    if whole < len(labels):
+        means = jnp.append(means, losses[whole:].mean())
+    return correct, means
+
+
+def _check(images: jax.Array, labels: jax.Array) -> None:
+    """Hold shapes and dtypes while a function is traced; nothing of it is left in the compiled program."""
+    chex.assert_shape(images, (len(labels), PIXELS))
+    chex.assert_type([images, labels], [float, int])
+
+
+def find_device(name: str) -> jax.Device:
+    """The device of that name; `auto` is JAX's default one.
+
+    Raises:
+        UnavailableError: it is not here; the message lists those that are.
+    """
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise errors.UnavailableError(f"JAX has no device to run on: {error}") from None
+    with contextlib.suppress(RuntimeError):
+        devices = [*devices, *jax.devices("cpu")]
+    here = {"auto": devices[0]}
+    for device in devices:
+        # An NVIDIA GPU is "gpu" to jax.devices and "cuda:0" when printed.
+        kinds = (device.platform, str(device).partition(":")[0])
+        for alias in (*kinds, *(f"{kind}:{device.id}" for kind in kinds)):
+            here.setdefault(alias, device)
+    if name not in here:
+        raise errors.UnavailableError(f"--device {name}: not here; expected one of {', '.join(here)}")
+    return here[name]
+
+
+def main() -> None:
+    options = parse(sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.")
+    experiment = options.experiment
+    device = find_device(options.device)
+    dataset = load_dataset(options.data)
+    threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    run = runs.start(options, runs.Environment("jax", str(device), "highest", threads), dataset)
+
+    state = jax.device_put(init(experiment, from_torch(torch_rng.init(experiment))), device)
+    train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
+    train_labels, test_labels = (
+        jax.device_put(split.labels.astype(np.int32), device) for split in (dataset.train, dataset.test)
+    )
+
+    for epoch in run.epochs():
+        state, losses = train_epoch(state, train_images, train_labels, experiment.batch_size)
+        run.report_training(epoch, losses)
+        correct, losses = evaluate(state, test_images, test_labels, experiment.batch_size)
+        run.report_test(epoch, correct, losses)
+    run.finish(to_torch(state.params))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, NAME))

@@ -1,0 +1,1 @@
+"""The reference: a shallow FashionMNIST network trained in PyTorch, and the contract that its ports obey."""

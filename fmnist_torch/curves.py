@@ -1,0 +1,50 @@
+"""The picture of a run: loss and accuracy per epoch."""
+
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Okabe and Ito's palette: told apart by colour-blind readers.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+
+
+def draw(title: str, metrics: list[dict[str, Any]]) -> bytes:
+    """A PNG of the logged training losses, the test loss and the test accuracy of every epoch."""
+    steps = [entry for entry in metrics if "step" in entry]
+    tests = [entry for entry in metrics if "accuracy" in entry]
+    last_step = max(entry["step"] for entry in steps)
+    epochs = [entry["epoch"] for entry in tests]
+
+    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=11)
+    loss.plot(
+        [entry["epoch"] - 1 + (entry["step"] - 1) / last_step for entry in steps],
+        [entry["loss"] for entry in steps],
+        color=GREY,
+        linewidth=0.8,
+        label="training batches, every 100th",
+    )
+    loss.plot(epochs, [entry["average_loss"] for entry in tests], "o-", color=BLUE, markersize=4, label="test")
+    loss.set(xlabel="epochs", ylabel="cross-entropy (nats)", title="Loss")
+    loss.legend(frameon=False)
+    accuracy.plot(epochs, [entry["accuracy"] for entry in tests], "o-", color=ORANGE, markersize=4)
+    accuracy.annotate(
+        f"{tests[-1]['accuracy']:.2%}",
+        (epochs[-1], tests[-1]["accuracy"]),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="center",
+    )
+    accuracy.margins(y=0.12)
+    accuracy.set(xlabel="epochs", ylabel="test images classified rightly", title="Accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

@@ -1,0 +1,45 @@
+"""How a command ends: one clear line on standard error and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class Failure(Exception):
+    """What was asked for was tried and did not succeed. The message is one line for the user."""
+
+    exit_code = 1
+
+
+class UsageError(Failure):
+    """A flag, a file or data that cannot be used as it is: names it, what was expected, what to do."""
+
+    exit_code = 2
+
+
+class UnavailableError(Failure):
+    """The environment lacks something that was asked for: a device, a download."""
+
+    exit_code = 3
+
+
+def run(command: Callable[[], None], name: str) -> int:
+    """Run `command` and return its exit code.
+
+    A `Failure` becomes its message on standard error, one line after `name`, without a traceback. Ctrl-C gives 130
+    and a reader of standard output that went away 141, as a shell counts their signals.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except Failure as failure:
+        print(f"{name}: {' '.join(str(failure).split())}", file=sys.stderr)
+        return failure.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more as it exits, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0

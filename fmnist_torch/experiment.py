@@ -1,0 +1,145 @@
+"""The contract: what an experiment is, its flags and their checks."""
+
+import contextlib
+import io
+import math
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from fmnist_torch.errors import UsageError
+
+PIXELS = 784
+CLASSES = 10
+TRAINING_IMAGES = 60_000
+
+# A gigabyte of float32: far above any width that means something here, far below what kills a machine.
+MOST_PARAMETERS = 2**28
+
+EXPECTED = {
+    "hidden": f"one or more widths of at least 1, and at most {MOST_PARAMETERS:,} parameters in all, e.g. --hidden 16",
+    "batch_size": f"a whole number from 1 to {TRAINING_IMAGES}, e.g. --batch-size 64",
+    "lr": "a positive number that float32 can hold, e.g. --lr 0.001",
+    "epochs": "a whole number of at least 1, e.g. --epochs 20",
+    "seed": "a whole number from 0 to 2**64 - 1, e.g. --seed 0",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained and how: the same for every port.
+
+    Raises:
+        UsageError: a value outside what its flag allows.
+    """
+
+    hidden: tuple[int, ...] = (16,)
+    """Widths of the hidden layers, from the images to the classes."""
+
+    softmax_output: bool = False
+    """Make the classic mistake: the network returns its softmax to a cross-entropy that expects logits."""
+
+    batch_size: int = 64
+    """Images in a batch; the last one of an epoch is as short as it comes out."""
+
+    lr: float = 1e-3
+    """Learning rate of SGD."""
+
+    epochs: int = 20
+    """Passes over the 60,000 training images, each followed by a test pass."""
+
+    seed: int = 0
+    """Seed of torch's CPU generator, which draws the starting parameters."""
+
+    def __post_init__(self) -> None:
+        valid = {
+            "hidden": bool(self.hidden) and min(self.hidden) >= 1 and self.parameters <= MOST_PARAMETERS,
+            "batch_size": 1 <= self.batch_size <= TRAINING_IMAGES,
+            "lr": np.finfo(np.float32).tiny <= self.lr <= np.finfo(np.float32).max,
+            "epochs": self.epochs >= 1,
+            "seed": 0 <= self.seed < 2**64,
+        }
+        for name, is_valid in valid.items():
+            if not is_valid:
+                value = getattr(self, name)
+                given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise UsageError(f"{flag(name)} {given}: expected {EXPECTED[name]}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of every layer, from the 784 pixels to the 10 classes."""
+        return (PIXELS, *self.hidden, CLASSES)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights and biases the network has."""
+        return sum(fan_out * (fan_in + 1) for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False))
+
+    def batches(self, images: int) -> int:
+        """How many batches `images` images make, the short last one included."""
+        return math.ceil(images / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run of a trainer: the experiment, and where it happens."""
+
+    experiment: tyro.conf.OmitArgPrefixes[Experiment] = field(default_factory=Experiment)
+
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
+    """Folder that holds FashionMNIST/raw/*.gz; 'synthetic' draws a stand-in. By default $FMNIST_DATA, ./data and
+    ../shared/datasets are tried, then a download into ./data."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """Device by its framework's name, e.g. cpu; 'auto' is the accelerator where there is one."""
+
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for the run's files: config, environment, metrics, model and curves."""
+
+    overwrite: bool = False
+    """Replace the run that --output already holds."""
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(arguments: list[str], name: str, description: str) -> Options:
+    """The options that a command line asks for; `--help` prints them and exits.
+
+    Raises:
+        UsageError: an unknown flag or a value that its flag does not take.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Options,
+                args=arguments,
+                prog=f"python -m {name}",
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise UsageError(_one_line(complaint.getvalue(), arguments)) from None
+
+
+def _one_line(box: str, arguments: list[str]) -> str:
+    """tyro's complaint, which it draws as a box of text above a rule, as one line."""
+    text = re.split(r"│ ─+ │", box)[0]
+    said = " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]).split())
+    for known in fields(Experiment):
+        name = flag(known.name)
+        if name in arguments and re.search(rf"(parsing|argument) '?{name}\b", said):
+            following = arguments[len(arguments) - arguments[::-1].index(name) :]
+            given = following[0] if following else ""
+            return f"{name} {given}: expected {EXPECTED.get(known.name, 'no value')}"
+    return f"{said} (--help lists what there is)"
+

@@ -1,0 +1,33 @@
+"""The network, as a PyTorch module."""
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_torch.experiment import Experiment
+
+
+class ShallowNetwork(nn.Module):
+    """Linear layers `fc1`, `fc2`, … with a ReLU between any two.
+
+    Maps `(batch, 784) float32 in [0, 1]` to logits `(batch, 10) float32`; with `softmax_output` to the softmax of them.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
+        self.softmax_output = experiment.softmax_output
+        for layer, (fan_in, fan_out) in enumerate(zip(experiment.widths, experiment.widths[1:], strict=False), 1):
+            self.add_module(f"fc{layer}", nn.Linear(fan_in, fan_out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        *hidden, last = self.children()
+        activations = images
+        for layer in hidden:
+            activations = torch.relu(layer(activations))
+        logits: Tensor = last(activations)
+        return logits.softmax(dim=1) if self.softmax_output else logits
+
+
+def init(experiment: Experiment) -> ShallowNetwork:
+    """The network on the CPU, with the parameters that `nn.Linear` draws after `torch.manual_seed(seed)`."""
+    torch.manual_seed(experiment.seed)
+    return ShallowNetwork(experiment)
