@@ -3,6 +3,7 @@
 torch does not promise its stream for ever: a test compares this with the torch that is installed.
 """
 
+import itertools
 import math
 import os
 import platform
@@ -23,7 +24,7 @@ def init(experiment: Experiment) -> Tensors:
     """
     engine = np.random.RandomState(experiment.seed & 0xFFFFFFFF)
     tensors = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(experiment.widths, experiment.widths[1:], strict=False), 1):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
         gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))
         weight_bound = math.sqrt(3) * (gain / math.sqrt(fan_in))
         tensors[f"fc{layer}.weight"] = _uniform(engine, weight_bound, (fan_out, fan_in))
@@ -52,4 +53,4 @@ def _torch_fuses() -> bool:
     asked_for = os.environ.get("ATEN_CPU_CAPABILITY")
     if asked_for in ("avx512", "avx2", "default"):
         return asked_for != "default"
-    return CPU_FEATURES["AVX2"] and CPU_FEATURES["FMA3"]
+    return bool(CPU_FEATURES["AVX2"] and CPU_FEATURES["FMA3"])

@@ -28,7 +28,8 @@ PIXEL_VALUES = np.arange(256, dtype=np.float32) / np.float32(255)
 
 def decode(images: NDArray[np.uint8], device: jax.Device) -> jax.Array:
     """Pixels `(n, 784) float32 in [0, 1]` of images `uint8 (n, 28, 28)`."""
-    return jax.device_put(PIXEL_VALUES[images].reshape(len(images), PIXELS), device)
+    pixels: jax.Array = jax.device_put(PIXEL_VALUES[images].reshape(len(images), PIXELS), device)
+    return pixels
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -37,12 +38,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     By a one-hot product: the gradient of picking the label's entry out would be a scatter, which accelerators do not
     add up in the same order every time.
     """
-    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype))
+    losses: jax.Array = optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype))
+    return losses
 
 
 def init(experiment: Experiment, params: Params) -> TrainState:
     """What training starts from: parameters and the optimizer's state, as one value."""
-    return TrainState.create(apply_fn=network(experiment).apply, params=params, tx=optax.sgd(experiment.lr))
+    state: TrainState = TrainState.create(
+        apply_fn=network(experiment).apply, params=params, tx=optax.sgd(experiment.lr)
+    )
+    return state
 
 
 @jax.jit
@@ -67,7 +72,8 @@ def train_epoch(
 
     def step(state: TrainState, start: jax.Array) -> tuple[TrainState, jax.Array]:
         batch = (lax.dynamic_slice_in_dim(whole, start, batch_size) for whole in (images, labels))
-        return train_step(state, *batch)
+        after: tuple[TrainState, jax.Array] = train_step(state, *batch)
+        return after
 
     state, losses = lax.scan(step, state, batch_size * jnp.arange(steps))
     if rest:
@@ -77,9 +83,7 @@ def train_epoch(
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def evaluate(
-    state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
+def evaluate(state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """How many images are classified rightly, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
     _check(images, labels)
     logits = state.apply_fn({"params": state.params}, images)

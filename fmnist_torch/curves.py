@@ -10,18 +10,17 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 
 
-def draw(title: str, metrics: list[dict[str, Any]]) -> bytes:
+def draw(title: str, metrics: list[dict[str, Any]], steps_per_epoch: int) -> bytes:
     """A PNG of the logged training losses, the test loss and the test accuracy of every epoch."""
     steps = [entry for entry in metrics if "step" in entry]
     tests = [entry for entry in metrics if "accuracy" in entry]
-    last_step = max(entry["step"] for entry in steps)
     epochs = [entry["epoch"] for entry in tests]
 
     figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=11)
     loss.plot(
-        [entry["epoch"] - 1 + (entry["step"] - 1) / last_step for entry in steps],
+        [entry["epoch"] - 1 + (entry["step"] - 1) / steps_per_epoch for entry in steps],
         [entry["loss"] for entry in steps],
         color=GREY,
         linewidth=0.8,

@@ -29,6 +29,8 @@ MD5 = {
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 
+HOLDING = "that holds FashionMNIST's four .gz files below FashionMNIST/raw, or 'synthetic'"
+
 # `digest` of what torchvision decodes from those files.
 SHA256 = "8e6b298955e3c090ec818a394515f221aeed5424dea7ce580094efee9a22f112"
 
@@ -68,11 +70,14 @@ def load_dataset(place: str | None = None) -> Dataset:
         train, test = draw()
         return Dataset("synthetic", "drawn by NumPy", digest(train, test), train, test)
     if place is not None:
+        if not Path(place).is_dir():
+            wrong = "not a folder" if Path(place).exists() else "no such folder"
+            raise UsageError(f"--data {place}: {wrong}; expected one {HOLDING}")
         return _read_folder(Path(place))
     cached = _read_cache()
     if cached is not None:
         return cached
-    dataset = _read_folder(_find() or _download())
+    dataset = _read_folder(find_folder() or _download())
     _write_cache(dataset)
     return dataset
 
@@ -82,7 +87,7 @@ def digest(train: Split, test: Split) -> str:
     sha256 = hashlib.sha256()
     for array in (*train, *test):
         sha256.update(f"{array.dtype.name} {array.shape}\n".encode())
-        sha256.update(np.ascontiguousarray(array))
+        sha256.update(np.ascontiguousarray(array).data)
     return sha256.hexdigest()
 
 
@@ -136,17 +141,10 @@ def _read_folder(folder: Path) -> Dataset:
 def _check_file(folder: Path, name: str) -> None:
     """Raise a UsageError that says what is wrong with one of the four files, if anything is."""
     path = _raw(folder) / name
-    expected = "expected a folder with FashionMNIST's four .gz files below FashionMNIST/raw"
-    if not folder.exists():
-        raise UsageError(f"{folder}: no such folder; {expected}")
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: not a folder; {expected}")
-    if not path.exists():
-        raise UsageError(f"{path}: no such file; {expected}")
     try:
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; {expected}") from None
+        raise UsageError(f"{path}: {error.strerror}; expected a folder {HOLDING}") from None
     if md5 != MD5[name]:
         other = next((other for other, known in MD5.items() if known == md5), None)
         mistake = f"it is {other} under a wrong name" if other else "it is damaged or something else"
@@ -162,7 +160,7 @@ def _places() -> list[Path]:
     return [*([Path(given)] if given else []), Path("data"), Path("..", "shared", "datasets")]
 
 
-def _find() -> Path | None:
+def find_folder() -> Path | None:
     """The first place that holds all four files."""
     return next((place for place in _places() if all((_raw(place) / name).exists() for name in MD5)), None)
 

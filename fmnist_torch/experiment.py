@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from fmnist_torch.errors import UsageError
 PIXELS = 784
 CLASSES = 10
 TRAINING_IMAGES = 60_000
+FLOAT32 = np.finfo(np.float32)
 
 # A gigabyte of float32: far above any width that means something here, far below what kills a machine.
 MOST_PARAMETERS = 2**28
@@ -59,15 +61,15 @@ class Experiment:
         valid = {
             "hidden": bool(self.hidden) and min(self.hidden) >= 1 and self.parameters <= MOST_PARAMETERS,
             "batch_size": 1 <= self.batch_size <= TRAINING_IMAGES,
-            "lr": np.finfo(np.float32).tiny <= self.lr <= np.finfo(np.float32).max,
+            "lr": float(FLOAT32.tiny) <= self.lr <= float(FLOAT32.max),
             "epochs": self.epochs >= 1,
             "seed": 0 <= self.seed < 2**64,
         }
         for name, is_valid in valid.items():
             if not is_valid:
                 value = getattr(self, name)
-                given = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                raise UsageError(f"{flag(name)} {given}: expected {EXPECTED[name]}")
+                given = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                raise UsageError(_complaint(name, given, EXPECTED[name]))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -77,7 +79,7 @@ class Experiment:
     @property
     def parameters(self) -> int:
         """How many weights and biases the network has."""
-        return sum(fan_out * (fan_in + 1) for fan_in, fan_out in zip(self.widths, self.widths[1:], strict=False))
+        return sum(fan_out * (fan_in + 1) for fan_in, fan_out in itertools.pairwise(self.widths))
 
     def batches(self, images: int) -> int:
         """How many batches `images` images make, the short last one included."""
@@ -135,11 +137,18 @@ def _one_line(box: str, arguments: list[str]) -> str:
     """tyro's complaint, which it draws as a box of text above a rule, as one line."""
     text = re.split(r"│ ─+ │", box)[0]
     said = " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]).split())
-    for known in fields(Experiment):
-        name = flag(known.name)
-        if name in arguments and re.search(rf"(parsing|argument) '?{name}\b", said):
-            following = arguments[len(arguments) - arguments[::-1].index(name) :]
-            given = following[0] if following else ""
-            return f"{name} {given}: expected {EXPECTED.get(known.name, 'no value')}"
+    for name, expected in EXPECTED.items():
+        if re.search(rf"(parsing|argument) '?{flag(name)}\b", said):
+            return _complaint(name, _values(arguments, flag(name)), expected)
     return f"{said} (--help lists what there is)"
 
+
+def _values(arguments: list[str], name: str) -> str:
+    """What a command line gives a flag, the last time it stands there."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    following = words[len(words) - words[::-1].index(name) :]
+    return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), following))
+
+
+def _complaint(name: str, given: str, expected: str) -> str:
+    return f"{flag(name)} {given or 'without a value'}: expected {expected}"

@@ -1,5 +1,7 @@
 """The network, as a PyTorch module."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ class ShallowNetwork(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.softmax_output = experiment.softmax_output
-        for layer, (fan_in, fan_out) in enumerate(zip(experiment.widths, experiment.widths[1:], strict=False), 1):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
             self.add_module(f"fc{layer}", nn.Linear(fan_in, fan_out))
 
     def forward(self, images: Tensor) -> Tensor:

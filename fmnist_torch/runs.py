@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -84,8 +84,10 @@ class Run:
             from fmnist_torch.curves import draw
 
             self._write("model.safetensors", save({name: np.ascontiguousarray(tensors[name]) for name in tensors}))
-            title = f"{self.environment.framework} on {self.dataset.name}: {describe(self.options.experiment)}"
-            self._write("curves.png", draw(title, self.metrics))
+            experiment = self.options.experiment
+            title = f"{self.environment.framework} on {self.dataset.name}: {describe(experiment)}"
+            steps = experiment.batches(len(self.dataset.train.labels))
+            self._write("curves.png", draw(title, self.metrics, steps))
 
     def epochs(self) -> Iterator[int]:
         """The run's epochs from 1 on, behind a progress bar where standard error is a terminal."""
@@ -133,16 +135,17 @@ def test_lines(accuracy: float, average_loss: float) -> str:
     return f"Test Error: \n Accuracy: {100 * accuracy:>0.1f}%, Avg loss: {average_loss:>8f} \n"
 
 
-def progress(items: Iterable[int], what: str) -> Iterator[int]:
+def progress(items: Sequence[int], what: str) -> Iterator[int]:
     """The items, with a bar on standard error where that is a terminal."""
     if not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     # Lines for a terminal go above the bar; those for a file or a pipe must not pass through rich.
-    yield from track(items, what, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        yield from bar.track(items, description=what)
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
