@@ -75,7 +75,9 @@ def train_epoch(
         after: tuple[TrainState, jax.Array] = train_step(state, *batch)
         return after
 
-    state, losses = lax.scan(step, state, batch_size * jnp.arange(steps))
+    losses = jnp.empty(0, images.dtype)
+    if steps:
+        state, losses = lax.scan(step, state, batch_size * jnp.arange(steps))
     if rest:
         state, loss = train_step(state, images[-rest:], labels[-rest:])
         losses = jnp.append(losses, loss)

@@ -1,0 +1,85 @@
+"""Whole runs of the reference and the oracle, in processes of their own, each done once."""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from fmnist_torch.data import Dataset, load_dataset
+from fmnist_torch.experiment import Experiment
+from fmnist_torch.runs import Tensors
+from parity.formulas import Array
+from parity.tolerance import perturb
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it went: parameters after each epoch (the starting ones first), every step's loss, every test pass."""
+
+    tensors: list[Tensors]
+    losses: list[Array]
+    accuracy: list[float]
+    average_loss: list[float]
+
+
+def run(port: Any, tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+    """Train and test a port for `experiment.epochs` epochs."""
+    state = port.start(tensors, experiment)
+    result = Run([port.tensors(state)], [], [], [])
+    for _ in range(experiment.epochs):
+        state, losses = port.train_epoch(state, *dataset.train)
+        accuracy, average_loss = port.evaluate(state, *dataset.test)
+        result.tensors.append(port.tensors(state))
+        result.losses.append(np.asarray(losses))
+        result.accuracy.append(accuracy)
+        result.average_loss.append(average_loss)
+    return result
+
+
+class Reruns:
+    """The reference's and the oracle's runs from torch's draw, moved by one ulp where `perturbation` is not 0.
+
+    What is asked for ahead by `prepare` is worked on in the background.
+    """
+
+    def __init__(self, place: str | None, device: str, workers: int = 2) -> None:
+        self._place, self._device, self._workers = place, device, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._futures: dict[tuple[Any, ...], Future[Run]] = {}
+
+    def prepare(self, side: str, experiment: Experiment, perturbation: int = 0) -> Future[Run]:
+        key = (side, experiment, perturbation)
+        if key not in self._futures:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
+            self._futures[key] = self._pool.submit(_work, self._place, self._device, *key)
+        return self._futures[key]
+
+    def get(self, side: str, experiment: Experiment, perturbation: int = 0) -> Run:
+        return self.prepare(side, experiment, perturbation).result()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+_dataset: Callable[[str | None], Dataset] = functools.cache(load_dataset)
+
+
+def _work(place: str | None, device: str, side: str, experiment: Experiment, perturbation: int) -> Run:
+    import torch
+
+    from parity.ports import oracle_port, torch_port
+
+    torch.set_num_threads(1)  # its neighbours need the other cores
+    if device != "auto":
+        torch_port.use_device(device)
+    tensors = torch_port.init(experiment)
+    if perturbation:
+        tensors = perturb(tensors, perturbation)
+    port: Any = oracle_port if side == "oracle" else torch_port
+    return run(port, tensors, experiment, _dataset(place))
