@@ -21,7 +21,7 @@ def decode(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 
     The arithmetic of `ToTensor`: torchvision/transforms/functional.py, `to_tensor`.
     """
-    return torch.tensor(images).flatten(1).to(torch.float32).div(255).to(device)
+    return torch.tensor(images).flatten(1).to(torch.float32).div_(255).to(device)
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:

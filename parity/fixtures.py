@@ -25,6 +25,11 @@ class Case:
     images: Array
     labels: Array
 
+    @property
+    def eps(self) -> float:
+        """The precision of the parameters' dtype."""
+        return float(np.finfo(next(iter(self.tensors.values())).dtype).eps)
+
     def cast(self, dtype: type) -> "Case":
         tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
         return Case(f"{self.name}, {np.dtype(dtype).name}", self.experiment, tensors, self.images, self.labels)

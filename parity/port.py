@@ -188,8 +188,9 @@ class Held:
     def train_epoch(self, held: _Held, images: Array, labels: Array) -> tuple[_Held, Array]:
         state, losses = self._on_batch("train_epoch", held, images, labels, self._pair)
         held.state = state
-        steps = held.experiment.batches(len(labels))
-        return held, self._checked("train_epoch", "losses", losses, (steps,), held.dtype, {})
+        # How many there are is for the judge to judge: a port that drops a batch is wrong, not unusable.
+        steps = np.shape(losses) if np.ndim(losses) == 1 else (held.experiment.batches(len(labels)),)
+        return held, self._checked("train_epoch", "losses", losses, steps, held.dtype, {})
 
     def evaluate(self, held: _Held, images: Array, labels: Array) -> tuple[float, float]:
         accuracy, loss = self._on_batch("evaluate", held, images, labels, self._pair)
@@ -210,7 +211,7 @@ class Held:
         shape: tuple[int, ...],
         held: _Held | None = None,
     ) -> Array:
-        given = images.copy()
+        given = np.array(images)
         answer = call(given)
         self._unchanged(name, "images", given, images)
         if held is not None:
@@ -221,7 +222,7 @@ class Held:
     def _on_batch(
         self, name: str, held: _Held, images: Array, labels: Array, check: Callable[[str, Any], Result]
     ) -> Result:
-        given_images, given_labels = images.copy(), labels.copy()
+        given_images, given_labels = np.array(images), np.array(labels)
         answer = self._call(name, held.state, given_images, given_labels)
         self._unchanged(name, "images", given_images, images)
         self._unchanged(name, "labels", given_labels, labels)
@@ -233,7 +234,7 @@ class Held:
             self._unchanged(name, tensor, array, held.before[tensor])
 
     def _unchanged(self, function: str, what: str, given: Array, before: Array) -> None:
-        if given.tobytes() != before.tobytes():
+        if not np.array_equal(given.view(np.uint8), before.view(np.uint8)):
             raise Misbehaviour(f"{function} wrote into the {what} that the port was given; it has to copy them")
 
     def _pair(self, function: str, answer: Any) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ class Reruns:
     What is asked for ahead by `prepare` is worked on in the background.
     """
 
-    def __init__(self, place: str | None, device: str, workers: int = 2) -> None:
+    def __init__(self, place: str | None, device: str, workers: int = 1) -> None:
         self._place, self._device, self._workers = place, device, workers
         self._pool: ProcessPoolExecutor | None = None
         self._futures: dict[tuple[Any, ...], Future[Run]] = {}
@@ -62,9 +62,12 @@ class Reruns:
     def get(self, side: str, experiment: Experiment, perturbation: int = 0) -> Run:
         return self.prepare(side, experiment, perturbation).result()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Reruns":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 _dataset: Callable[[str | None], Dataset] = functools.cache(load_dataset)

@@ -114,9 +114,9 @@ def _pullback_error(probabilities: Array, errors: Array, cotangent: Array, cotan
 def perturb(tensors: Tensors, seed: int) -> Tensors:
     """The tensors with every entry moved by one ulp, up or down at random."""
     random = np.random.RandomState(seed)
-    return {
-        name: np.nextafter(tensor, np.where(random.randint(0, 2, tensor.shape) == 1, np.inf, -np.inf)).astype(
-            tensor.dtype
-        )
-        for name, tensor in tensors.items()
-    }
+    moved = {}
+    for name, tensor in tensors.items():
+        # In the tensor's own dtype: a float64 infinity would make the step one of float64, lost in the cast.
+        towards = np.where(random.randint(0, 2, tensor.shape) == 1, np.inf, -np.inf).astype(tensor.dtype)
+        moved[name] = np.nextafter(tensor, towards)
+    return moved
