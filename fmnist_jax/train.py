@@ -18,7 +18,7 @@ from fmnist_jax import torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
 from fmnist_torch import errors, runs
 from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import CLASSES, PIXELS, Experiment, parse
+from fmnist_torch.experiment import CLASSES, EXPECTED, PIXELS, Experiment, Options, parse
 
 NAME = "fmnist_jax.train"
 
@@ -128,7 +128,7 @@ def find_device(name: str) -> jax.Device:
 
 
 def main() -> None:
-    options = parse(sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.")
+    options = parse(Options, sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.", EXPECTED)
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)

@@ -5,9 +5,10 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import tyro
@@ -17,6 +18,7 @@ from fmnist_torch.errors import UsageError
 PIXELS = 784
 CLASSES = 10
 TRAINING_IMAGES = 60_000
+Flags = TypeVar("Flags")
 FLOAT32 = np.finfo(np.float32)
 
 # A gigabyte of float32: far above any width that means something here, far below what kills a machine.
@@ -69,7 +71,7 @@ class Experiment:
             if not is_valid:
                 value = getattr(self, name)
                 given = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                raise UsageError(_complaint(name, given, EXPECTED[name]))
+                raise UsageError(complaint(name, given, EXPECTED[name]))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -111,17 +113,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(arguments: list[str], name: str, description: str) -> Options:
-    """The options that a command line asks for; `--help` prints them and exits.
+def parse(kind: type[Flags], arguments: list[str], name: str, description: str, expected: Mapping[str, str]) -> Flags:
+    """What a command line asks for, by the flags of a dataclass; `--help` prints them and exits.
+
+    Args:
+        expected: what the values of some fields have to be, in words for whoever gave others.
 
     Raises:
         UsageError: an unknown flag or a value that its flag does not take.
     """
-    complaint = io.StringIO()
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Options,
+                kind,
                 args=arguments,
                 prog=f"python -m {name}",
                 description=description,
@@ -130,16 +135,16 @@ def parse(arguments: list[str], name: str, description: str) -> Options:
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise UsageError(_one_line(complaint.getvalue(), arguments)) from None
+        raise UsageError(_one_line(said.getvalue(), arguments, expected)) from None
 
 
-def _one_line(box: str, arguments: list[str]) -> str:
+def _one_line(box: str, arguments: list[str], all_expected: Mapping[str, str]) -> str:
     """tyro's complaint, which it draws as a box of text above a rule, as one line."""
     text = re.split(r"│ ─+ │", box)[0]
     said = " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]).split())
-    for name, expected in EXPECTED.items():
+    for name, expected in all_expected.items():
         if re.search(rf"(parsing|argument) '?{flag(name)}\b", said):
-            return _complaint(name, _values(arguments, flag(name)), expected)
+            return complaint(name, _values(arguments, flag(name)), expected)
     return f"{said} (--help lists what there is)"
 
 
@@ -150,5 +155,6 @@ def _values(arguments: list[str], name: str) -> str:
     return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), following))
 
 
-def _complaint(name: str, given: str, expected: str) -> str:
+def complaint(name: str, given: str, expected: str) -> str:
+    """The line for a value that its flag does not take."""
     return f"{flag(name)} {given or 'without a value'}: expected {expected}"

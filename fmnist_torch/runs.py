@@ -113,7 +113,7 @@ def start(options: Options, environment: Environment, dataset: Dataset) -> Run:
     """
     run = Run(options, environment, dataset)
     if options.output is not None:
-        _prepare(options.output, options.overwrite)
+        prepare_folder(options.output, FILES, options.overwrite)
         run._write("config.json", _json({**asdict(options.experiment), "data": dataset.name}))
         run._write("environment.json", _json(_describe(environment, dataset)))
     print("\n".join(_header(run)), file=sys.stderr)
@@ -148,22 +148,26 @@ def progress(items: Sequence[int], what: str) -> Iterator[int]:
         yield from bar.track(items, description=what)
 
 
-def _prepare(folder: Path, overwrite: bool) -> None:
-    """Make sure of a folder that can be written and holds no run, before anything in it is touched."""
+def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
+    """Make sure of a folder that can be written and holds none of the files; with `overwrite`, delete those it does.
+
+    Raises:
+        UsageError: it is no such folder; nothing in it was touched.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--output {folder}: not a folder; expected one for the run's files") from None
+        raise UsageError(f"--output {folder}: not a folder; expected one for the files that are written") from None
     except OSError as error:
         raise UsageError(
             f"--output {folder}: cannot be written: {error.strerror}; choose a folder that can be"
         ) from None
-    held = [name for name in FILES if (folder / name).exists()]
+    held = [name for name in files if (folder / name).exists()]
     if held and not overwrite:
         raise UsageError(
-            f"--output {folder}: holds a run already ({held[0]}); choose another folder, or replace it by --overwrite"
+            f"--output {folder}: holds results already ({held[0]}); choose another folder, or replace them by --overwrite"
         )
     for name in held:
         (folder / name).unlink()

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fmnist_torch import errors, runs
 from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import parse
+from fmnist_torch.experiment import EXPECTED, Options, parse
 from fmnist_torch.model import init
 
 NAME = "fmnist_torch.train"
@@ -73,7 +73,7 @@ def find_device(name: str) -> torch.device:
 
 
 def main() -> None:
-    options = parse(sys.argv[1:], NAME, "Train the PyTorch reference on FashionMNIST.")
+    options = parse(Options, sys.argv[1:], NAME, "Train the PyTorch reference on FashionMNIST.", EXPECTED)
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)

@@ -348,7 +348,11 @@ def _losses(stage: str) -> Mistakes:
         )
         yield (
             f"probabilities are clipped at 1e-{power} in the loss",
-            {"cross_entropy": lambda o, labels, e=small: -np.log(np.maximum(_of_label(formulas.softmax(o), labels), e))},
+            {
+                "cross_entropy": lambda o, labels, e=small: (
+                    -np.log(np.maximum(_of_label(formulas.softmax(o), labels), e))
+                )
+            },
         )
     for bound in (10.0, 20.0, 30.0, 50.0, 80.0, 88.0, 100.0):
         yield (
@@ -446,8 +450,9 @@ def _updates() -> Mistakes:
     for momentum in (0.9, 0.5, 0.99):
         yield f"the optimizer has a momentum of {momentum:g}", {"step": momentum_step(momentum, nesterov=False)}
         yield f"the optimizer has Nesterov's momentum of {momentum:g}", {"step": momentum_step(momentum, nesterov=True)}
-    yield "only the sign of the gradient is used", stepping(
-        lambda t, g, e: {name: t[name] - e.lr * np.sign(g[name]) for name in t}
+    yield (
+        "only the sign of the gradient is used",
+        stepping(lambda t, g, e: {name: t[name] - e.lr * np.sign(g[name]) for name in t}),
     )
     for part in ("weight", "bias", "fc1", "fc2", "fc3"):
         yield (
@@ -455,16 +460,19 @@ def _updates() -> Mistakes:
             stepping(lambda t, g, e, p=part: {n: t[n] if p in n else t[n] - e.lr * g[n] for n in t}),
         )
     for norm in (0.1, 0.5, 1.0, 5.0):
-        yield f"gradients are clipped to a norm of {norm:g}", stepping(
-            lambda t, g, e, norm=norm: {name: t[name] - e.lr * _clip(g, norm) * g[name] for name in t}
+        yield (
+            f"gradients are clipped to a norm of {norm:g}",
+            stepping(lambda t, g, e, norm=norm: {name: t[name] - e.lr * _clip(g, norm) * g[name] for name in t}),
         )
     for bound in (0.1, 0.25, 0.5, 1.0):
-        yield f"parameters are clipped to ±{bound:g}", stepping(
-            lambda t, g, e, b=bound: {name: np.clip(t[name] - e.lr * g[name], -b, b) for name in t}
+        yield (
+            f"parameters are clipped to ±{bound:g}",
+            stepping(lambda t, g, e, b=bound: {name: np.clip(t[name] - e.lr * g[name], -b, b) for name in t}),
         )
     for kind in ("bfloat16", "float16", "TF32"):
-        yield f"updated parameters pass through {kind}", stepping(
-            lambda t, g, e, kind=kind: {name: lower(t[name] - e.lr * g[name], kind) for name in t}
+        yield (
+            f"updated parameters pass through {kind}",
+            stepping(lambda t, g, e, kind=kind: {name: lower(t[name] - e.lr * g[name], kind) for name in t}),
         )
 
 
@@ -496,16 +504,19 @@ def _batching() -> Mistakes:
 
     yield "the average is over images instead of batches", {"test_batches": lambda rows, size: [slice(0, rows)]}
     yield "the short last batch is dropped", both(whole)
-    yield "the short last batch is filled up with the images before it", both(
-        lambda rows, size: [*whole(rows, size), *([slice(max(rows - size, 0), rows)] if rows % size else [])]
+    yield (
+        "the short last batch is filled up with the images before it",
+        both(lambda rows, size: [*whole(rows, size), *([slice(max(rows - size, 0), rows)] if rows % size else [])]),
     )
-    yield "the short last batch starts the epoch", both(
-        lambda rows, size: [slice(max(start, 0), start + size) for start in range(-(-rows % size), rows, size)]
+    yield (
+        "the short last batch starts the epoch",
+        both(lambda rows, size: [slice(max(start, 0), start + size) for start in range(-(-rows % size), rows, size)]),
     )
     yield "batches come in reverse order", both(lambda rows, size: formulas.batches(rows, size)[::-1])
     for fixed in (64, 32, 100, 128):
-        yield f"`batch_size` is ignored: batches are of {fixed}", both(
-            lambda rows, size, fixed=fixed: formulas.batches(rows, fixed)
+        yield (
+            f"`batch_size` is ignored: batches are of {fixed}",
+            both(lambda rows, size, fixed=fixed: formulas.batches(rows, fixed)),
         )
     yield "the whole set is one batch", both(lambda rows, size: [slice(0, rows)])
     yield "the first batch is left out", both(lambda rows, size: formulas.batches(rows, size)[1:])

@@ -385,7 +385,9 @@ def faults() -> Iterator[Fault]:
     yield f("no activation", "logits", linear, "no activation")
     leaky_slope = {"slope": lambda x, layer: np.where(x > 0, 1, x.dtype.type(0.01)).astype(x.dtype)}
     yield f("leaky ReLU", "logits", wrong(activation=_leaky, **leaky_slope), "leaky ReLU of slope 0.01")
-    capped = wrong(activation=lambda x, layer: np.clip(x, 0, 6), slope=lambda x, layer: ((x > 0) & (x < 6)) * x.dtype.type(1))
+    capped = wrong(
+        activation=lambda x, layer: np.clip(x, 0, 6), slope=lambda x, layer: ((x > 0) & (x < 6)) * x.dtype.type(1)
+    )
     yield f("ReLU6", "logits", capped, "ReLU6")
     unbiased = wrong(parameter=lambda value, name: value * 0 if name == "fc1.bias" else value)
     yield f("no bias in fc1", "logits", unbiased, "the bias of `fc1` is missing")
@@ -456,13 +458,26 @@ def faults() -> Iterator[Fault]:
     always = wrong(training_batches=lambda rows, size: formulas.batches(rows, 64))
     yield f("batches always of 64", "epoch", always, "batches are of 64")
     filled = wrong(
-        training_batches=lambda rows, size: [*_whole(rows, size), *([slice(max(rows - size, 0), rows)] * (rows % size > 0))]
+        training_batches=lambda rows, size: [
+            *_whole(rows, size),
+            *([slice(max(rows - size, 0), rows)] * (rows % size > 0)),
+        ]
     )
     yield f("tail filled up", "epoch", filled, "filled up")
-    yield f("epoch ignores lr", "epoch", only("train_epoch", **_stepping(lambda t, g, e: {n: _down(t[n], g[n], 1e-3) for n in t})), "the rate is always 0.001")
+    yield f(
+        "epoch ignores lr",
+        "epoch",
+        only("train_epoch", **_stepping(lambda t, g, e: {n: _down(t[n], g[n], 1e-3) for n in t})),
+        "the rate is always 0.001",
+    )
     yield f("float64 epoch in float32", "epoch", _narrow("train_epoch"))
 
-    yield f("test tail dropped", "evaluate", wrong(test_batches=lambda rows, size: _whole(rows, size) or [slice(0, rows)]), "last batch is dropped")
+    yield f(
+        "test tail dropped",
+        "evaluate",
+        wrong(test_batches=lambda rows, size: _whole(rows, size) or [slice(0, rows)]),
+        "last batch is dropped",
+    )
     flat = wrong(test_batches=lambda rows, size: [slice(0, rows)])
     yield f("mean over images", "evaluate", flat, "over images instead of batches")
     tests = wrong(test_batches=lambda rows, size: formulas.batches(rows, 64))

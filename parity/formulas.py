@@ -145,9 +145,7 @@ def _total(formulas: Formulas, outputs: Array, labels: Array, experiment: Experi
 
 def gradients(formulas: Formulas, tensors: Tensors, images: Array, labels: Array, experiment: Experiment) -> Tensors:
     """The gradient of `loss` by every tensor."""
-    return _backward(
-        formulas, tensors, forward(formulas, tensors, images, experiment), labels, experiment
-    )
+    return _backward(formulas, tensors, forward(formulas, tensors, images, experiment), labels, experiment)
 
 
 def _backward(formulas: Formulas, tensors: Tensors, done: Pass, labels: Array, experiment: Experiment) -> Tensors:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import sys
 import traceback
 from collections.abc import Callable
@@ -278,7 +279,7 @@ class Held:
 def shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
     """Names and shapes of an experiment's tensors, in torch's order."""
     result: dict[str, tuple[int, ...]] = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(experiment.widths, experiment.widths[1:], strict=False), 1):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
         result[f"fc{layer}.weight"] = (fan_out, fan_in)
         result[f"fc{layer}.bias"] = (fan_out,)
     return result

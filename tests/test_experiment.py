@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from fmnist_torch.errors import UsageError
-from fmnist_torch.experiment import Experiment, Options, flag, parse
+from fmnist_torch.experiment import EXPECTED, Experiment, Options, flag, parse
 
 
 def parsed(*arguments: str) -> Options:
-    return parse(list(arguments), "fmnist_jax.train", "")
+    return parse(Options, list(arguments), "fmnist_jax.train", "", EXPECTED)
 
 
 def test_the_defaults_are_the_post_s() -> None:
