@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import sys
 import tempfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +72,8 @@ def load_dataset(place: str | None = None) -> Dataset:
         train, test = draw()
         return Dataset("synthetic", "drawn by NumPy", digest(train, test), train, test)
     if place is not None:
-        if not Path(place).is_dir():
-            wrong = "not a folder" if Path(place).exists() else "no such folder"
+        if not os.path.isdir(place):
+            wrong = "not a folder" if os.path.exists(place) else "no such folder"
             raise UsageError(f"--data {place}: {wrong}; expected one {HOLDING}")
         return _read_folder(Path(place))
     cached = _read_cache()
@@ -142,6 +144,8 @@ def _check_file(folder: Path, name: str) -> None:
     """Raise a UsageError that says what is wrong with one of the four files, if anything is."""
     path = _raw(folder) / name
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UsageError(f"{path}: not a file; expected a folder {HOLDING}")
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; expected a folder {HOLDING}") from None
@@ -162,7 +166,7 @@ def _places() -> list[Path]:
 
 def find_folder() -> Path | None:
     """The first place that holds all four files."""
-    return next((place for place in _places() if all((_raw(place) / name).exists() for name in MD5)), None)
+    return next((place for place in _places() if all(os.path.exists(_raw(place) / name) for name in MD5)), None)
 
 
 def _download() -> Path:
@@ -170,26 +174,32 @@ def _download() -> Path:
     from torchvision.datasets import FashionMNIST
 
     data = Path("data")
+    made = [folder for folder in (_raw(data), _raw(data).parent, data) if not folder.exists()]
     try:
         _raw(data).mkdir(parents=True, exist_ok=True)
+        # torchvision prints, and shows a bar on whatever standard error is.
+        bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+        print(f"FashionMNIST: downloading into {data}", file=sys.stderr)
         with (
             tempfile.TemporaryDirectory(dir=data, prefix=".download-") as root,
             contextlib.redirect_stdout(sys.stderr),
+            bar,
         ):
-            print(f"FashionMNIST: downloading into {data}", file=sys.stderr)
             FashionMNIST(root, download=True)
             for name in MD5:
                 os.replace(_raw(Path(root)) / name, _raw(data) / name)
-    except (OSError, RuntimeError) as error:
-        for folder in (_raw(data), _raw(data).parent, data):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    except (OSError, RuntimeError, HTTPException) as error:
+        said = str(error).splitlines() or [type(error).__name__]
         looked = ", ".join(str(place) for place in _places())
         raise UnavailableError(
-            f"FashionMNIST is not here and cannot be downloaded ({str(error).splitlines()[-1]}): looked for "
+            f"FashionMNIST is not here and cannot be downloaded ({said[-1]}): looked for "
             f"FashionMNIST/raw/*.gz in {looked}; fetch {', '.join(MD5)} from {FashionMNIST.mirrors[0]} into "
             f"{_raw(data)}, or name their folder by --data or $FMNIST_DATA, or try --data synthetic"
         ) from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: the download succeeded
+                folder.rmdir()
     return data
 
 
@@ -207,10 +217,17 @@ def _read_cache() -> Dataset | None:
         wrong = _verify(train, test)
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:
+        wrong = f"lacks {error}"
+    except OSError as error:
+        wrong = error.strerror
+    except (SafetensorError, ValueError) as error:
         wrong = str(error)
     if wrong is not None:
-        print(f"{path}: the data cache is damaged ({wrong}); making it anew from the source", file=sys.stderr)
+        print(
+            f"{path}: the data cache is damaged or unreadable ({wrong}); making it anew from the source",
+            file=sys.stderr,
+        )
         return None
     return Dataset("FashionMNIST", str(path), SHA256, train, test)
 

@@ -1,5 +1,6 @@
 """How a command ends: one clear line on standard error and an exit code."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -29,9 +30,14 @@ def run(command: Callable[[], None], name: str) -> int:
     A `Failure` becomes its message on standard error, one line after `name`, without a traceback. Ctrl-C gives 130
     and a reader of standard output that went away 141, as a shell counts their signals.
     """
+    # A closed standard stream is None, and printing to None is printing to standard output.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
-        command()
-        sys.stdout.flush()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except Failure as failure:
         print(f"{name}: {' '.join(str(failure).split())}", file=sys.stderr)
         return failure.exit_code
@@ -39,7 +45,16 @@ def run(command: Callable[[], None], name: str) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python flushes standard output once more as it exits, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 141
+    except OSError as error:
+        _silence_stdout()
+        print(f"{name}: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _silence_stdout() -> None:
+    """Python flushes standard output once more as it exits, and would complain there."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -105,7 +105,23 @@ class Options:
     """Folder for the run's files: config, environment, metrics, model and curves."""
 
     overwrite: bool = False
-    """Replace the run that --output already holds."""
+    """Delete the run that --output already holds, and write this one."""
+
+    def __post_init__(self) -> None:
+        check_places(self.data, self.output)
+
+
+def check_places(data: str | None, output: Path | None) -> None:
+    """Refuse an empty name, which a shell makes of an unset variable, and which would mean the current folder.
+
+    Raises:
+        UsageError: a name is empty.
+    """
+    for name, value in (("data", data), ("output", output)):
+        if value is not None and str(value) in ("", "."):
+            raise UsageError(
+                complaint(name, "" if value == "" else str(value), "the name of a folder, e.g. runs/first")
+            )
 
 
 def flag(name: str) -> str:
@@ -151,7 +167,9 @@ def _one_line(box: str, arguments: list[str], all_expected: Mapping[str, str]) -
 def _values(arguments: list[str], name: str) -> str:
     """What a command line gives a flag, the last time it stands there."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    following = words[len(words) - words[::-1].index(name) :]
+    # tyro takes --batch_size for --batch-size.
+    flags = [word.replace("_", "-") if word.startswith("--") else word for word in words]
+    following = words[len(flags) - flags[::-1].index(name) :]
     return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), following))
 
 

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -17,11 +18,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp keeps its files from everybody else; a result is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        # mkstemp keeps its files from everybody else; results are for everybody to read.
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise

@@ -1,8 +1,10 @@
 """What a run says and leaves behind: log lines, metrics, files. The same on both sides."""
 
 import json
+import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -45,6 +47,11 @@ class Run:
     dataset: Dataset
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.options.experiment.batches(len(self.dataset.train.labels))
+
     def report_training(self, epoch: int, losses: ArrayLike) -> None:
         """Print and record an epoch's training losses, `(steps,) float32`, each from before its update.
 
@@ -59,7 +66,8 @@ class Run:
         for step in range(0, steps, LOG_EVERY):
             lines.append(loss_line(losses[step], step, self.options.experiment.batch_size, total))
             self.metrics.append({"epoch": epoch, "step": step + 1, "loss": float(losses[step])})
-        self._say(lines)
+        print("\n".join(lines), flush=True)
+        self._write_metrics()
         if steps < len(losses):
             raise self._not_finite(f"training loss of epoch {epoch}, step {steps + 1} of {len(losses)},")
 
@@ -70,39 +78,44 @@ class Run:
             Failure: a loss is not finite.
         """
         losses = np.asarray(losses, np.float64)
-        if not np.isfinite(losses).all():
-            raise self._not_finite(f"test loss after epoch {epoch}, step {self.metrics[-1]['step']} and on,")
+        finite = np.isfinite(losses)
+        if not finite.all():
+            step = f"batch {int(finite.argmin()) + 1} of {len(losses)}"
+            raise self._not_finite(f"test loss after epoch {epoch}, step {self.steps}, in {step},")
         accuracy = int(np.asarray(correct)) / len(self.dataset.test.labels)
         average = float(losses.mean())
         self.metrics.append({"epoch": epoch, "accuracy": accuracy, "average_loss": average})
-        self._say([test_lines(accuracy, average)])
+        print(test_lines(accuracy, average), flush=True)
+        self._write_metrics()
 
     def finish(self, tensors: Tensors) -> None:
-        """Say that the run is done; leave its parameters and its curves."""
-        self._say(["Done!"])
+        """Leave the run's parameters and its curves; say that it is done."""
         if self.options.output is not None:
             from fmnist_torch.curves import draw
 
             self._write("model.safetensors", save({name: np.ascontiguousarray(tensors[name]) for name in tensors}))
             experiment = self.options.experiment
             title = f"{self.environment.framework} on {self.dataset.name}: {describe(experiment)}"
-            steps = experiment.batches(len(self.dataset.train.labels))
-            self._write("curves.png", draw(title, self.metrics, steps))
+            self._write("curves.png", draw(title, self.metrics, self.steps))
+        print("Done!", flush=True)
 
     def epochs(self) -> Iterator[int]:
         """The run's epochs from 1 on, behind a progress bar where standard error is a terminal."""
         return progress(range(1, self.options.experiment.epochs + 1), "epochs")
 
-    def _say(self, lines: list[str]) -> None:
-        print("\n".join(lines), flush=True)
+    def _write_metrics(self) -> None:
         self._write("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.metrics).encode())
 
     def _not_finite(self, what: str) -> Failure:
         return Failure(f"the {what} is no longer finite; try a smaller --lr than {self.options.experiment.lr:g}")
 
     def _write(self, name: str, content: bytes) -> None:
-        if self.options.output is not None:
+        if self.options.output is None:
+            return
+        try:
             write_atomically(self.options.output / name, content)
+        except OSError as error:
+            raise Failure(f"{self.options.output / name}: cannot be written: {error.strerror}") from None
 
 
 def start(options: Options, environment: Environment, dataset: Dataset) -> Run:
@@ -156,19 +169,23 @@ def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
+        held = [name for name in files if os.path.lexists(folder / name)]
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--output {folder}: not a folder; expected one for the files that are written") from None
     except OSError as error:
         raise UsageError(
             f"--output {folder}: cannot be written: {error.strerror}; choose a folder that can be"
         ) from None
-    held = [name for name in files if (folder / name).exists()]
     if held and not overwrite:
         raise UsageError(
-            f"--output {folder}: holds results already ({held[0]}); choose another folder, or replace them by --overwrite"
+            f"--output {folder}: holds results already ({held[0]}); choose another folder, or replace them by "
+            "--overwrite"
         )
+    folders = [name for name in held if (folder / name).is_dir()]
+    if folders:
+        raise UsageError(f"--output {folder}: {folders[0]} is a folder where a file will be written; move it away")
     for name in held:
         (folder / name).unlink()
 

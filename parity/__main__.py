@@ -83,9 +83,9 @@ class Options:
 
 def main() -> None:
     if sys.argv[1:2] == ["faults"]:
-        from parity import matrix
+        from parity.matrix import plant
 
-        matrix.main(sys.argv[2:])
+        plant(sys.argv[2:])
         return
     options = parse(Options, sys.argv[1:], NAME, "Judge a port of the PyTorch reference.", EXPECTED)
     # The network is too small for threads to help, and waiting for each other costs where others need the cores.

@@ -20,7 +20,8 @@ class Comparison:
     """One quantity of one case of a check.
 
     `unit` is one unit of rounding error, of the values' shape or a scalar; 0 demands equality. `slack` is how many
-    units are allowed, `eps` the precision that was computed in. `recompute` gives the oracle's values under other formulas, for the diagnosis.
+    units are allowed, `eps` the precision that was computed in. `recompute` gives the oracle's values under other
+    formulas, for the diagnosis.
     """
 
     stage: str

@@ -4,6 +4,7 @@ An explanation is a mistake that port authors make, as other formulas. It is nam
 failing check, those that passed too, agrees up to rounding: a wrong explanation is worse than none.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,7 @@ def _changes() -> Iterator[tuple[str, Callable[[Array], Array]]]:
     yield "{} runs through its rows backwards", lambda values: values[::-1] if values.ndim else values
     yield "{} runs through its columns backwards", lambda values: values[..., ::-1] if values.ndim else values
     for kind in ("bfloat16", "float16", "TF32"):
-        yield f"{{}} passed through {kind}", lambda values, kind=kind: lower(values, kind)
+        yield f"{{}} passed through {kind}", functools.partial(lower, kind=kind)
     yield "{} passed through float32", lambda values: values.astype(np.float32).astype(values.dtype)
 
 
@@ -105,7 +106,7 @@ def _nice(factor: float) -> float | None:
     for denominator in (*range(1, 17), 32, 64, 100, 128, 255, 784, 1000):
         numerator = round(factor * denominator)
         if numerator and abs(factor * denominator / numerator - 1) < 1e-4 and abs(numerator) < 10_000:
-            return numerator / denominator
+            return float(numerator / denominator)
     return None
 
 
@@ -177,6 +178,14 @@ def _sigmoid(values: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-values)))
 
 
+def _leaky(values: Array, leak: float) -> Array:
+    return np.where(values > 0, values, leak * values)
+
+
+def _leaky_slope(values: Array, leak: float) -> Array:
+    return np.where(values > 0, 1.0, leak)
+
+
 def _gelu_slope(values: Array) -> Array:
     inner = np.sqrt(2 / np.pi) * (values + 0.044715 * values**3)
     tanh = np.tanh(inner)
@@ -207,7 +216,7 @@ def _activations() -> Mistakes:
     for leak in (0.01, 0.1, 0.2):
         yield (
             f"leaky ReLU of slope {leak} instead of ReLU",
-            activation(lambda x, k=leak: np.where(x > 0, x, k * x), lambda x, k=leak: np.where(x > 0, 1.0, k)),
+            activation(functools.partial(_leaky, leak=leak), functools.partial(_leaky_slope, leak=leak)),
         )
     yield "ReLU6 instead of ReLU", activation(lambda x: np.clip(x, 0, 6), lambda x: ((x > 0) & (x < 6)) * 1.0)
     yield "tanh instead of ReLU", activation(np.tanh, lambda x: 1 - np.tanh(x) ** 2)
@@ -399,14 +408,18 @@ def _backward(names: Sequence[str]) -> Mistakes:
         yield f"the gradient of `{name}` is zero: a frozen tensor?", gradient(np.zeros_like, name.__eq__)
         yield f"the gradient of `{name}` has the wrong sign", gradient(np.negative, name.__eq__)
     for kind in ("weight", "bias"):
-        yield f"the gradients of every {kind} are zero", gradient(np.zeros_like, lambda name, kind=kind: kind in name)
+        yield f"the gradients of every {kind} are zero", gradient(np.zeros_like, _ending(kind))
     for layer in ("fc1", "fc2", "fc3"):
         yield f"the gradients of `{layer}` are zero: a frozen layer?", gradient(np.zeros_like, _of(layer))
     for bound in (0.1, 0.5, 1.0, 5.0, 10.0):
         yield (
             f"gradients are clipped to ±{bound:g}, value by value",
-            gradient(lambda values, b=bound: np.clip(values, -b, b), lambda name: True),
+            gradient(functools.partial(np.clip, a_min=-bound, a_max=bound), lambda name: True),
         )
+
+
+def _ending(kind: str) -> Callable[[str], bool]:
+    return lambda name: name.endswith(kind)
 
 
 def _of(layer: str) -> Callable[[str], bool]:
@@ -428,9 +441,9 @@ def _updates() -> Mistakes:
     yield "the parameters do not change: the update is thrown away?", stepping(lambda t, g, e: t)
     yield "the update climbs: +lr times the gradient", at_rate(lambda e: -e.lr)
     for rate in (1e-3, 1e-2, 0.1, 1.0):
-        yield f"`lr` is ignored: the rate is always {rate:g}", at_rate(lambda e, rate=rate: rate)
+        yield f"`lr` is ignored: the rate is always {rate:g}", at_rate(_constantly(rate))
     for factor in (10, 0.1, 2, 0.5):
-        yield f"the rate is {factor:g} times `lr`", at_rate(lambda e, factor=factor: factor * e.lr)
+        yield f"the rate is {factor:g} times `lr`", at_rate(_times(factor))
     yield "`lr` passes through float32 where all else is float64", at_rate(lambda e: float(np.float32(e.lr)))
     yield "`lr` is divided by the batch size", at_rate(lambda e: e.lr / e.batch_size)
     yield "the reported loss is that after the update", {"loss_is_from_before": False}
@@ -476,6 +489,14 @@ def _updates() -> Mistakes:
         )
 
 
+def _constantly(rate: float) -> Callable[[Experiment], float]:
+    return lambda experiment: rate
+
+
+def _times(factor: float) -> Callable[[Experiment], float]:
+    return lambda experiment: factor * experiment.lr
+
+
 def _clip(gradients: Tensors, norm: float) -> float:
     size = np.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients.values()))
     return float(min(1.0, norm / max(size, 1e-300)))
@@ -493,6 +514,10 @@ def momentum_step(momentum: float, nesterov: bool) -> Callable[..., tuple[Tensor
         return {name: tensors[name] - rate * ahead[name] for name in tensors}, velocity
 
     return step
+
+
+def _always(fixed: int) -> Callable[[int, int], list[slice]]:
+    return lambda rows, size: formulas.batches(rows, fixed)
 
 
 def _batching() -> Mistakes:
@@ -516,7 +541,7 @@ def _batching() -> Mistakes:
     for fixed in (64, 32, 100, 128):
         yield (
             f"`batch_size` is ignored: batches are of {fixed}",
-            both(lambda rows, size, fixed=fixed: formulas.batches(rows, fixed)),
+            both(_always(fixed)),
         )
     yield "the whole set is one batch", both(lambda rows, size: [slice(0, rows)])
     yield "the first batch is left out", both(lambda rows, size: formulas.batches(rows, size)[1:])

@@ -63,7 +63,6 @@ def _step(formulas_: Formulas, state: State, images: Array, labels: Array) -> tu
 
 
 def _epoch(formulas_: Formulas, state: State, images: Array, labels: Array) -> tuple[State, Array]:
-    # Decoding once what every step would decode anew: pixels in place of images, which are already what they become.
     state, losses = formulas.train_epoch(formulas_, state, images, labels)
     return state, losses.astype(next(iter(state.tensors.values())).dtype)
 
@@ -169,7 +168,7 @@ def _first_start_wins() -> Any:
         return trained
 
     right = numpy_port()
-    looks = {
+    looks: dict[str, Any] = {
         name: lambda state, *batch, name=name: getattr(right, name)(state.state, *batch)
         for name in ("tensors", "logits", "loss", "gradients", "evaluate")
     }
@@ -187,7 +186,8 @@ def _narrow(function: str) -> Callable[[], Any]:
             narrow = State(_cast(state.tensors, np.float32), _cast(state.velocity, np.float32), state.experiment)
             return _widen(getattr(right, function)(narrow, *batch), dtype)
 
-        return numpy_port(**{function: narrowed})
+        functions: dict[str, Any] = {function: narrowed}
+        return numpy_port(**functions)
 
     return make
 
@@ -308,7 +308,7 @@ def _trains_on_tests() -> Any:
         return trained
 
     right = numpy_port()
-    looks = {
+    looks: dict[str, Any] = {
         name: lambda state, *batch, name=name: getattr(right, name)(state.state, *batch)
         for name in ("tensors", "logits", "loss", "gradients")
     }

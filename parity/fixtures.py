@@ -31,7 +31,7 @@ class Case:
         return float(np.finfo(next(iter(self.tensors.values())).dtype).eps)
 
     def cast(self, dtype: type) -> "Case":
-        tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
+        tensors: Tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
         return Case(f"{self.name}, {np.dtype(dtype).name}", self.experiment, tensors, self.images, self.labels)
 
 
@@ -59,7 +59,7 @@ def exact(experiment: Experiment, rows: int = 8) -> Case:
 
 
 def _try_exact(experiment: Experiment, rows: int, random: np.random.RandomState) -> Case:
-    tensors = {}
+    tensors: Tensors = {}
     names = list(shapes(experiment).items())
     for name, shape in names:
         is_last = name in (names[-2][0], names[-1][0])

@@ -28,12 +28,12 @@ def product(a: Array, b: Array, role: str) -> Array:
 
 
 def relu(values: Array, layer: str) -> Array:
-    return np.maximum(values, 0)
+    return np.asarray(np.maximum(values, 0))
 
 
 def relu_slope(values: Array, layer: str) -> Array:
     """The derivative of ReLU, 0 at 0 as in torch (aten/native/cpu/Activation.cpp, threshold_backward)."""
-    return (values > 0).astype(values.dtype)
+    return np.asarray((values > 0).astype(values.dtype))
 
 
 def softmax(values: Array) -> Array:
@@ -43,7 +43,7 @@ def softmax(values: Array) -> Array:
 
 def softmax_pullback(probabilities: Array, cotangent: Array) -> Array:
     """The cotangent of a softmax's input: p (c - sum(p c))."""
-    return probabilities * (cotangent - (probabilities * cotangent).sum(axis=1, keepdims=True))
+    return np.asarray(probabilities * (cotangent - (probabilities * cotangent).sum(axis=1, keepdims=True)))
 
 
 def cross_entropy(outputs: Array, labels: Array) -> Array:
@@ -54,7 +54,7 @@ def cross_entropy(outputs: Array, labels: Array) -> Array:
 
 def cross_entropy_slope(outputs: Array, labels: Array) -> Array:
     """The derivative of `cross_entropy` by outputs: softmax - one-hot."""
-    return softmax(outputs) - np.eye(outputs.shape[1], dtype=outputs.dtype)[labels]
+    return np.asarray(softmax(outputs) - np.eye(outputs.shape[1], dtype=outputs.dtype)[labels])
 
 
 def weigh(rows: int, experiment: Experiment) -> float:

@@ -8,10 +8,10 @@ from scipy import stats
 
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors, progress
-from parity import fixtures, formulas
+from parity import fixtures
 from parity.checks import ENVELOPE_SLACK, Check, Judge, updates_of
 from parity.comparison import Comparison, compare
-from parity.formulas import RIGHT, Array
+from parity.formulas import Array
 from parity.reruns import Run
 
 PERTURBATIONS = (1, 2, 3)

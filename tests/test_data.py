@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_made_anew(
     assert load_dataset().source != str(empty_cache)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"{empty_cache}: the data cache is damaged" in said
+    assert f"{empty_cache}: the data cache is damaged or unreadable" in said
     assert load_dataset().source == str(empty_cache)
 
 

@@ -42,7 +42,7 @@ def start(tensors: Tensors, experiment: Experiment) -> State:
 
 
 def tensors(state: State) -> Tensors:
-    return to_torch(state.state.params)
+    return to_torch(dict(state.state.params))
 
 
 def logits(state: State, images: Array) -> Array:
@@ -101,12 +101,13 @@ _gradients = jax.jit(jax.grad(_loss))
 
 
 def _device() -> jax.Device:
-    device: jax.Device = jax.config.jax_default_device or jax.devices()[0]
+    device: jax.Device = jax.numpy.zeros(()).device
     return device
 
 
 def _dtype(state: State) -> np.dtype:
-    return np.dtype(jax.tree.leaves(state.state.params)[0].dtype)
+    dtype: np.dtype = jax.tree.leaves(state.state.params)[0].dtype
+    return dtype
 
 
 @contextlib.contextmanager
