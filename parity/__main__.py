@@ -4,13 +4,15 @@ import os
 
 # JAX would take most of a GPU's memory at its first use, and leave none to the reference.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Matrices as small as these gain nothing from threads, and whole runs in the background need the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from fmnist_torch import errors
@@ -88,8 +90,6 @@ def main() -> None:
         plant(sys.argv[2:])
         return
     options = parse(Options, sys.argv[1:], NAME, "Judge a port of the PyTorch reference.", EXPECTED)
-    # The network is too small for threads to help, and waiting for each other costs where others need the cores.
-    torch.set_num_threads(1)
     torch_port.use_device(options.reference_device)
     port = find(options.port)
     if options.port_device is not None:

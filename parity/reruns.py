@@ -74,15 +74,33 @@ _dataset: Callable[[str | None], Dataset] = functools.cache(load_dataset)
 
 
 def _work(place: str | None, device: str, side: str, experiment: Experiment, perturbation: int) -> Run:
-    import torch
-
     from parity.ports import oracle_port, torch_port
 
-    torch.set_num_threads(1)  # its neighbours need the other cores
     if device != "auto":
         torch_port.use_device(device)
     tensors = torch_port.init(experiment)
     if perturbation:
         tensors = perturb(tensors, perturbation)
-    port: Any = oracle_port if side == "oracle" else torch_port
-    return run(port, tensors, experiment, _dataset(place))
+    if side == "oracle":
+        return run(oracle_port, tensors, experiment, _dataset(place))
+    return _reference_run(tensors, experiment, _dataset(place))
+
+
+def _reference_run(tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+    """`run` of the reference as its own command does it: by the same functions, with pixels decoded once."""
+    import torch
+
+    from fmnist_torch import train
+    from parity.ports import torch_port
+
+    state, device = torch_port.start(tensors, experiment), torch.get_default_device()
+    splits = [(train.decode(part.images, device), torch.tensor(part.labels)) for part in (dataset.train, dataset.test)]
+    result = Run([torch_port.tensors(state)], [], [], [])
+    for _ in range(experiment.epochs):
+        losses = train.train_epoch(state.network, state.optimizer, *splits[0], experiment.batch_size)
+        correct, test_losses = train.evaluate(state.network, *splits[1], experiment.batch_size)
+        result.tensors.append(torch_port.tensors(state))
+        result.losses.append(losses.numpy(force=True))
+        result.accuracy.append(correct.item() / len(dataset.test.labels))
+        result.average_loss.append(test_losses.double().mean().item())
+    return result

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from fmnist_torch.data import Dataset, load_dataset
@@ -50,3 +51,10 @@ def command(module: str, *arguments: str, cwd: Path = ROOT, **environment: str) 
         check=False,
         timeout=300,
     )
+
+
+@pytest.fixture(autouse=True)
+def accelerator(request: pytest.FixtureRequest) -> None:
+    """Tests marked `accelerator` run wherever JAX finds one."""
+    if request.node.get_closest_marker("accelerator") and jax.default_backend() == "cpu":
+        pytest.skip("no accelerator: JAX finds the CPU only")

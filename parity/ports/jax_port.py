@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ def decode(images: Array) -> Array:
 def start(tensors: Tensors, experiment: Experiment) -> State:
     dtype = next(iter(tensors.values())).dtype
     with _precision(dtype):
-        blank = _blank(experiment)
+        blank = _blank(replace(experiment, seed=0, epochs=1))
         params = jax.device_put({layer: dict(values) for layer, values in from_torch(_copies(tensors)).items()})
         return State(jax.device_put(blank.replace(params=params), _device()), experiment)
 
@@ -82,7 +83,7 @@ def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
 
 @functools.cache
 def _blank(experiment: Experiment) -> TrainState:
-    """A state without parameters, one for each experiment: jit takes another optimizer for another program."""
+    """A state without parameters, the same one for all that trains alike: jit compiles anew for another optimizer."""
     return train.init(experiment, {})
 
 

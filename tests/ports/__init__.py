@@ -1,0 +1,1 @@
+"""Ports that the suite is tried on."""
