@@ -2,10 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train test lint
+.PHONY: train parity faults test lint
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
+
+parity: $(INSTALLED)
+	$(BIN)/python -m parity
+
+faults: $(INSTALLED)
+	$(BIN)/python -m parity faults --document parity/FAULTS.md
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

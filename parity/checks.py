@@ -158,8 +158,10 @@ def torch_draw(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
         for seed in (0, 1, 2**31, 2**40 + 5):
             experiment = judge.experiment(hidden=hidden, seed=seed)
             found, expected = judge.port.init(experiment), judge.reference.init(experiment)
+            of = Once(lambda formulas_, experiment=experiment: formulas_.draw(experiment))  # type: ignore[misc]
+            place = (stage, check, f"hidden {hidden}, seed {seed}")
             for name in expected:
-                yield compare((stage, check, f"hidden {hidden}, seed {seed}"), name, found[name], expected[name])
+                yield compare(place, name, found[name], expected[name], recompute=of(name))
 
 
 # start
@@ -191,9 +193,12 @@ def own_memory(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     port.evaluate(state, case.images, case.labels)
     state, _ = port.train_step(state, case.images, case.labels)
     state, _ = port.train_epoch(state, case.images, case.labels)
-    other = port.tensors(port.start(case.tensors, case.experiment))
+    again = port.start(case.tensors, case.experiment)
+    moved = port.start(perturb(case.tensors, 1), case.experiment)
+    port.train_step(moved, case.images, case.labels)
+    found = port.tensors(again)
     for name, expected in before.items():
-        yield compare((stage, check, "a second start"), name, other[name], expected)
+        yield compare((stage, check, "a second start, beside a third"), name, found[name], expected)
 
 
 # logits, loss, gradients
@@ -464,7 +469,8 @@ def epoch_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Compa
 
 
 def test_images(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
-    yield from evaluation_of(judge, (stage, check), _test_case(judge, "test images", 1040))
+    for rows in (1040, 10_000 - 10 * judge.first_seed):
+        yield from evaluation_of(judge, (stage, check), _test_case(judge, f"{rows:,} test images", rows))
 
 
 def test_batch_sizes(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:

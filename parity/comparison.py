@@ -67,11 +67,22 @@ class Comparison:
         By this comparison's own units; or, since under a mistake values can be of another size, by eps times the
         largest value and the largest unit, where that tells the port's values from the right ones.
         """
-        if values.shape != self.found.shape or not np.all(np.isfinite(values)):
+        if values.shape != self.found.shape:
             return False
+        finite = np.isfinite(values)
+        if not np.all(finite):  # a mistake that overflows explains what is not finite where it does, and only there
+            apart = np.abs(self.found - values)[finite]
+            same = np.array_equal(finite, np.isfinite(self.found))
+            return same and bool(np.all(apart <= self._nearness(values[finite]))) if finite.any() else same
         if self.distance_from(values) <= self.allowed:
             return True
         return self._near(values) and (self.passed or not self._near(self.expected))
+
+    @property
+    def is_as_far_as_float32(self) -> bool:
+        """Whether values that should be of float64 err by more than that, and by no more than float32 allows."""
+        growth = EPS / self.eps
+        return bool(growth > 1 and self.allowed > 0 and 1e3 < self.worst / self.allowed <= growth)
 
     def mostly_explained_by(self, values: Array) -> bool:
         """The same for values that passed through a format of few bits, where rounding tips some over.

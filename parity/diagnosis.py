@@ -56,10 +56,11 @@ def _agrees(comparison: Comparison, explanation: Explanation) -> bool:
 
 def _by_values(failing: Sequence[Comparison]) -> str | None:
     """What relates the values found to those expected, whatever computed them."""
+    if all(comparison.is_as_far_as_float32 for comparison in failing):
+        return f"{_listed(failing)} is off by no more than float32 rounds: is float32 where float64 was asked for?"
     if any(comparison.explained_by(comparison.expected) for comparison in failing):
         return None  # so near to right that other explanations would fit by chance
-    names = list(dict.fromkeys(f"`{comparison.tensor}`" for comparison in failing))
-    where = names[0] if len(names) == 1 else "each of " + ", ".join(names)
+    where = _listed(failing)
     for text, change in _changes():
         if all(comparison.explained_by(change(comparison.expected)) for comparison in failing):
             return f"{text.format(where)}"
@@ -69,6 +70,11 @@ def _by_values(failing: Sequence[Comparison]) -> str | None:
     if all(_permutes_rows(comparison) for comparison in failing):
         return f"the rows of {where} are permuted"
     return None
+
+
+def _listed(failing: Sequence[Comparison]) -> str:
+    names = list(dict.fromkeys(f"`{comparison.tensor}`" for comparison in failing))
+    return names[0] if len(names) == 1 else "each of " + ", ".join(names)
 
 
 def _changes() -> Iterator[tuple[str, Callable[[Array], Array]]]:
@@ -138,7 +144,7 @@ def lower(values: Array, kind: str) -> Array:
 
 def explanations(names: Sequence[str], stage: str) -> Iterator[Explanation]:
     """All mistakes known, those first that are looked for first in the stage."""
-    groups = [_decoding(), _activations(), _layouts(), _outputs(), _losses(stage), _backward(names)]
+    groups = [_drawing(), _decoding(), _activations(), _layouts(), _outputs(), _losses(stage), _backward(names)]
     training = [_updates(), _batching()]
     first = {"update": training, "epoch": training[::-1], "evaluate": training[::-1], "trajectory": training}
     for group in [*first.get(stage, []), *groups, *([] if stage in first else training)]:
@@ -149,6 +155,30 @@ def explanations(names: Sequence[str], stage: str) -> Iterator[Explanation]:
 
 
 Mistakes = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _drawing() -> Mistakes:
+    def drawn(change: Callable[[str, Array, Experiment], Array]) -> dict[str, Any]:
+        return {
+            "draw": lambda experiment: {
+                name: change(name, tensor, experiment) for name, tensor in RIGHT.draw(experiment).items()
+            }
+        }
+
+    def glorot(name: str, tensor: Array, experiment: Experiment) -> Array:
+        return tensor if tensor.ndim < 2 else tensor * np.sqrt(6 * tensor.shape[1] / sum(tensor.shape))
+
+    for shift in (1, -1):
+        yield (
+            f"the seed is off by {shift:+d}",
+            {"draw": lambda e, shift=shift: RIGHT.draw(replace(e, seed=(e.seed + shift) % 2**64))},
+        )
+    yield (
+        "weights are drawn within Kaiming's bound for ReLU, which is sqrt(6) times that of `nn.Linear`",
+        drawn(lambda name, tensor, experiment: tensor * np.sqrt(6) if tensor.ndim == 2 else tensor),
+    )
+    yield "weights are drawn within Glorot's bound", drawn(glorot)
+    yield "biases are zero", drawn(lambda name, tensor, experiment: tensor if tensor.ndim == 2 else 0 * tensor)
 
 
 def _decoding() -> Mistakes:
@@ -282,6 +312,10 @@ def _outputs() -> Mistakes:
         "the softmax runs over the batch instead of the classes",
         {"softmax": lambda values: formulas.softmax(values.T).T},
     )
+    yield (
+        "exp overflows in the softmax: the largest value of a row has to be subtracted first",
+        {"softmax": overflowing_softmax},
+    )
     yield "the log of the softmax is returned", {"softmax": lambda values: np.log(formulas.softmax(values))}
     yield (
         "the gradient passes the softmax as if it were not there",
@@ -291,6 +325,26 @@ def _outputs() -> Mistakes:
         "the gradient of the softmax keeps its diagonal only",
         {"softmax_pullback": lambda probabilities, cotangent: probabilities * (1 - probabilities) * cotangent},
     )
+
+
+def overflowing_softmax(values: Array) -> Array:
+    """exp(x) / sum(exp(x)) in float32, without the shift that keeps exp finite."""
+    with np.errstate(all="ignore"):
+        exponentials = np.exp(values.astype(np.float32))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True)).astype(values.dtype)
+
+
+def overflowing_cross_entropy(outputs: Array, labels: Array) -> Array:
+    """log(sum(exp(x))) - x[label] in float32, likewise."""
+    with np.errstate(all="ignore"):
+        log_sum = np.log(np.exp(outputs.astype(np.float32)).sum(axis=1))
+        return np.asarray(log_sum - _of_label(outputs, labels)).astype(outputs.dtype)
+
+
+def coarse_cross_entropy(outputs: Array, labels: Array, kind: str) -> Array:
+    """Log-sum-exp whose sum passes through a format of fewer bits."""
+    shifted = outputs - outputs.max(axis=1, keepdims=True)
+    return np.asarray(np.log(lower(np.exp(shifted).sum(axis=1), kind)) - _of_label(shifted, labels))
 
 
 def _of_label(values: Array, labels: Array) -> Array:
@@ -335,6 +389,10 @@ def _losses(stage: str) -> Mistakes:
             "cross_entropy": lambda outputs, labels: formulas.cross_entropy(outputs, labels) / np.log(2),
             "cross_entropy_slope": lambda outputs, labels: formulas.cross_entropy_slope(outputs, labels) / np.log(2),
         },
+    )
+    yield (
+        "exp overflows in the loss: the largest value of a row has to be subtracted first",
+        {"cross_entropy": overflowing_cross_entropy},
     )
     for smoothing in (0.1, 0.05, 0.2):
         yield (
@@ -386,6 +444,8 @@ def _precisions() -> Mistakes:
         ),
     ]
     for kind in ("TF32", "bfloat16", "float16"):
+        coarse = functools.partial(coarse_cross_entropy, kind=kind)
+        yield f"the sum of the loss's log-sum-exp passes through {kind}", {"cross_entropy": coarse}
         for text, applies in parts:
             yield f"{text} take their factors in {kind}", {"product": lowered_product(kind, applies)}
 

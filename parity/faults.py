@@ -11,7 +11,14 @@ import numpy as np
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors
 from parity import formulas
-from parity.diagnosis import lower, lowered_product, momentum_step
+from parity.diagnosis import (
+    coarse_cross_entropy,
+    lower,
+    lowered_product,
+    momentum_step,
+    overflowing_cross_entropy,
+    overflowing_softmax,
+)
 from parity.formulas import RIGHT, Array, Formulas, State
 
 
@@ -206,23 +213,6 @@ def _widen(value: Any, dtype: Any) -> Any:
     return value.astype(dtype) if isinstance(value, np.ndarray) else value
 
 
-def _unstable_softmax(values: Array) -> Array:
-    with np.errstate(all="ignore"):
-        exponentials = np.exp(values)
-        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def _unstable_loss(outputs: Array, labels: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return np.asarray(np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(len(labels)), labels])
-
-
-def _coarse_loss(outputs: Array, labels: Array) -> Array:
-    shifted = outputs - outputs.max(axis=1, keepdims=True)
-    sums = lower(np.exp(shifted).sum(axis=1), "bfloat16")
-    return np.asarray(np.log(sums) - shifted[np.arange(len(labels)), labels])
-
-
 def _log_of_small_p(outputs: Array, labels: Array) -> Array:
     p = formulas.softmax(outputs)[np.arange(len(labels)), labels]
     return np.asarray(-np.log(p + p.dtype.type(1e-9)))
@@ -366,9 +356,9 @@ def faults() -> Iterator[Fault]:
     by_columns = _redrawn(lambda name, tensor: np.reshape(tensor, tensor.shape[::-1]).T.copy())
     yield f("drawn as (in, out)", "init", by_columns, "column by column")
     next_seed = mirror(init=lambda port, experiment: port.init(replace(experiment, seed=experiment.seed + 1)))
-    yield f("the next seed", "init", next_seed)
+    yield f("the next seed", "init", next_seed, "seed is off by +1")
     wide = _redrawn(lambda name, tensor: tensor * np.float32(np.sqrt(6)) if "weight" in name else tensor)
-    yield f("Kaiming's bound", "init", wide)
+    yield f("Kaiming's bound", "init", wide, "Kaiming's bound for ReLU")
     off = _redrawn(lambda name, tensor: np.nextafter(tensor, np.float32(0)))
     yield f("a draw one ulp off", "init", off)
 
@@ -405,8 +395,8 @@ def faults() -> Iterator[Fault]:
     yield f("softmax_output ignored", "logits", wrong(applies_softmax=lambda experiment: False), "is ignored")
     over_batch = wrong(softmax=lambda values: formulas.softmax(values.T).T)
     yield f("softmax over the batch", "logits", over_batch, "over the batch")
-    yield f("softmax that overflows", "logits", wrong(softmax=_unstable_softmax))
-    yield f("float64 logits in float32", "logits", _narrow("logits"))
+    yield f("softmax that overflows", "logits", wrong(softmax=overflowing_softmax), "exp overflows")
+    yield f("float64 logits in float32", "logits", _narrow("logits"), "float32 where float64")
 
     total = wrong(weigh_loss=lambda rows, e: 1.0, weigh_gradient=lambda rows, e: 1.0)
     yield f("sum for mean", "loss", total, "summed over the batch")
@@ -415,11 +405,12 @@ def faults() -> Iterator[Fault]:
     yield f("labels off by one", "loss", wrong(labels=lambda labels: (labels + 1) % 10), "labels are off by +1")
     yield f("labels smoothed", "loss", wrong(cross_entropy=_smoothed), "smoothed by 0.1")
     yield f("log(p + 1e-9)", "loss", wrong(cross_entropy=_log_of_small_p), "-log(p + 1e-9)")
-    yield f("log-sum-exp that overflows", "loss", wrong(cross_entropy=_unstable_loss))
-    yield f("log-sum-exp in bfloat16", "loss", wrong(cross_entropy=_coarse_loss))
+    yield f("log-sum-exp that overflows", "loss", wrong(cross_entropy=overflowing_cross_entropy), "exp overflows")
+    coarse_sum = wrong(cross_entropy=functools.partial(coarse_cross_entropy, kind="bfloat16"))
+    yield f("log-sum-exp in bfloat16", "loss", coarse_sum, "log-sum-exp passes through bfloat16")
     mended = only("loss", applies_softmax=lambda experiment: False)
     yield f("loss ignores softmax_output", "loss", mended, "is ignored")
-    yield f("float64 loss in float32", "loss", _narrow("loss"))
+    yield f("float64 loss in float32", "loss", _narrow("loss"), "float32 where float64")
 
     half = wrong(slope=lambda x, layer: np.heaviside(x, x.dtype.type(0.5)))
     yield f("jnp.maximum for relu", "gradients", half, "exactly 0 is half")
@@ -434,7 +425,7 @@ def faults() -> Iterator[Fault]:
     clipped = wrong(**_gradient(lambda values: np.clip(values, -10, 10)))
     yield f("gradient clipped at 10", "gradients", clipped, "clipped to ±10")
     yield f("middle layer frozen", "gradients", wrong(gradient=_frozen_middle), "zero")
-    yield f("float64 gradients in float32", "gradients", _narrow("gradients"))
+    yield f("float64 gradients in float32", "gradients", _narrow("gradients"), "float32 where float64")
 
     yield f("no update", "update", wrong(**_stepping(lambda t, g, e: t)), "do not change")
     climbs = wrong(**_stepping(lambda t, g, e: {n: _down(t[n], g[n], -e.lr) for n in t}))
@@ -470,7 +461,7 @@ def faults() -> Iterator[Fault]:
         only("train_epoch", **_stepping(lambda t, g, e: {n: _down(t[n], g[n], 1e-3) for n in t})),
         "the rate is always 0.001",
     )
-    yield f("float64 epoch in float32", "epoch", _narrow("train_epoch"))
+    yield f("float64 epoch in float32", "epoch", _narrow("train_epoch"), "float32 where float64")
 
     yield f(
         "test tail dropped",

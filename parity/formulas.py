@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_jax import torch_rng
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors
 
@@ -81,6 +82,7 @@ def same(value: Any, name: str = "") -> Any:
 class Formulas:
     """One set of formulas."""
 
+    draw: Callable[[Experiment], Tensors] = torch_rng.init
     decode: Callable[[Array], Array] = decode
     product: Callable[[Array, Array, str], Array] = product
     parameter: Callable[[Array, str], Array] = same

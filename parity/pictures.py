@@ -97,7 +97,7 @@ def trends(reference: dict[str, Array], port_side: dict[str, Array], port: str) 
         axes.set(xlabel="epoch", ylabel=f"difference in {unit}", title=f"Port − torch: {name}")
         axes.set_ylim(-1.9 * margin, 1.9 * margin)
         axes.ticklabel_format(axis="y", style="plain")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+    accuracy.legend(frameon=False, fontsize=8, loc="upper left")
     return _png(figure, [curves, accuracy, loss])
 
 

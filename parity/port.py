@@ -101,7 +101,7 @@ def find(name: str) -> Any:
         if not attribute:
             traceback.print_exc()
         raise PortError(f"--port {name}: {error}; expected module:attribute") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         raise PortError(f"--port {name}: cannot be imported: {type(error).__name__}: {error}") from None
     missing = [function for function in REQUIRED if not callable(getattr(port, function, None))]
@@ -118,7 +118,7 @@ def _import_file(path: Path) -> Any:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent))
+    sys.path.append(str(path.parent))
     specification.loader.exec_module(module)
     return module
 
@@ -200,7 +200,7 @@ class Held:
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
             return getattr(self.port, function)(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a port must not end its judge, least of all with a 0
             traceback.print_exc()
             raise PortError(f"{self.name}: {function} raised {type(error).__name__}: {error}") from None
 

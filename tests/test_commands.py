@@ -7,14 +7,20 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from fmnist_torch import train
 from fmnist_torch.data import SHA256, Dataset
+from fmnist_torch.experiment import Experiment
+from fmnist_torch.model import init
 from tests.conftest import command
 
 SIDES = ["fmnist_torch", "fmnist_jax"]
@@ -97,6 +103,92 @@ def test_both_sides_end_at_the_same_parameters(two_epochs: dict[str, tuple[str, 
         assert abs(mirror[name] - tensor).max() < 1e-6
 
 
+def test_both_sides_obey_every_flag(dataset: Dataset, tmp_path: Path) -> None:
+    flags = "--hidden 16 8 --batch-size 597 --lr 0.05 --epochs 1 --seed 7 --softmax-output"
+    runs = [command(f"{side}.train", *flags.split(), "--output", str(tmp_path / side)) for side in SIDES]
+    metrics = [[json.loads(line) for line in (tmp_path / side / "metrics.jsonl").open()] for side in SIDES]
+    lines = [re.findall(r"loss: (\S+)  \[ *(\d+)/60000\]", run.stdout) for run in runs]
+    # 101 batches; the last one has 300 images, and is counted as the post counts it.
+    assert [seen for _, seen in lines[0]] == [seen for _, seen in lines[1]] == ["597", str(101 * 300)]
+    changed = Experiment((16, 8), True, 597, 0.05, 1, 7)
+    expected = _by_functions(changed, dataset)
+    for side, said, recorded in zip(SIDES, lines, metrics, strict=True):
+        losses = [entry["loss"] for entry in recorded if "loss" in entry]
+        assert [f"{loss:>7f}" for loss in losses] == [loss for loss, _ in said]
+        assert losses == pytest.approx(expected["losses"], abs=2e-6)
+        assert [entry["epoch"] for entry in recorded] == [1, 1, 1]
+        assert [entry["step"] for entry in recorded[:2]] == [1, 101]
+        assert recorded[2]["accuracy"] == pytest.approx(expected["accuracy"], abs=1.01e-4)
+        assert recorded[2]["average_loss"] == pytest.approx(expected["average_loss"], abs=2e-6)
+        assert load_file(tmp_path / side / "model.safetensors")["fc2.weight"].shape == (8, 16)
+
+
+def _by_functions(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """What the reference's functions, which are tested against the post's script, make of an experiment."""
+    model = init(experiment)
+    optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
+    images, test_images = (train.decode(part.images, torch.device("cpu")) for part in (dataset.train, dataset.test))
+    losses = train.train_epoch(model, optimizer, images, torch.tensor(dataset.train.labels), experiment.batch_size)
+    test_labels = torch.tensor(dataset.test.labels)
+    correct, test_losses = train.evaluate(model, test_images, test_labels, experiment.batch_size)
+    return {
+        "losses": losses[::100].tolist(),
+        "accuracy": correct.item() / len(test_labels),
+        "average_loss": test_losses.double().mean().item(),
+    }
+
+
+def test_an_overwritten_run_leaves_nothing_of_the_old_one(dataset: Dataset, tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    done = command("fmnist_jax.train", "--lr", "1e10", "--output", str(tmp_path), "--overwrite")
+    assert done.returncode == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "environment.json", "metrics.jsonl"}
+    assert all(path.read_text() != "old" for path in tmp_path.iterdir())
+
+
+def test_a_folder_in_a_file_s_place_is_refused_before_anything_is_deleted(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("old")
+    (tmp_path / "metrics.jsonl").mkdir()
+    done = command("fmnist_jax.train", "--output", str(tmp_path), "--overwrite")
+    assert done.returncode == 2
+    assert "metrics.jsonl is a folder" in done.stderr
+    assert (tmp_path / "config.json").read_text() == "old"
+
+
+def test_an_interrupted_run_ends_with_130_and_one_line(dataset: Dataset) -> None:
+    arguments = [sys.executable, "-m", "fmnist_jax.train", "--epochs", "100000"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == "Epoch 1\n"  # not held back, though this is no terminal
+        run.send_signal(signal.SIGINT)
+        said = run.stderr.read()
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "fmnist_jax.train: interrupted"
+    assert "Traceback" not in said
+
+
+def test_a_disk_that_is_full_ends_in_one_line(dataset: Dataset, tmp_path: Path) -> None:
+    run = f"ulimit -f 8; {sys.executable} -m fmnist_jax.train --epochs 1 --output {tmp_path / 'run'}"
+    done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("model.safetensors: cannot be written: File too large")
+    assert "Done!" not in done.stdout
+    full = f"{sys.executable} -m fmnist_jax.train --epochs 1 >/dev/full"
+    done = subprocess.run(["bash", "-c", full], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+
+
+def test_a_header_never_lands_on_standard_output(dataset: Dataset) -> None:
+    run = f"{sys.executable} -m fmnist_jax.train --epochs 1 2>&-"
+    done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Epoch 1\n")
+
+
 def test_a_folder_that_holds_a_run_is_refused_until_told_to_overwrite(
     two_epochs: dict[str, tuple[str, Path]],
 ) -> None:
@@ -136,6 +228,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(side: str, dataset: Dataset, tmp
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_a_test_loss_that_is_not_finite_ends_the_run(side: str, dataset: Dataset) -> None:
+    done = command(f"{side}.train", "--batch-size", "60000", "--lr", "1e20")
+    assert done.returncode == 1
+    assert "the test loss after epoch 1, step 1, in batch 1 of 1, is no longer finite" in done.stderr
+    assert "Test Error" not in done.stdout
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_the_stand_in_is_named_wherever_its_numbers_go(side: str, tmp_path: Path) -> None:
     done = command(f"{side}.train", "--data", "synthetic", "--epochs", "1", "--output", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
@@ -164,6 +264,8 @@ def test_the_reference_learns_the_stand_in_neither_badly_nor_fully() -> None:
         ("--data tests", 2, "tests/FashionMNIST/raw/train-images-idx3-ubyte.gz"),
         ("--output pyproject.toml", 2, "pyproject.toml: not a folder"),
         ("--output pyproject.toml/below", 2, "not a folder"),
+        ("--batch_size abc", 2, "--batch-size abc: expected"),
+        ("--output=", 2, "--output without a value: expected the name of a folder"),
         ("--output /proc/run", 2, "/proc/run: cannot be written"),
     ],
 )

@@ -189,6 +189,7 @@ GOOD = "from parity.ports.jax_port import *\nfrom parity.ports import jax_port\n
         (GOOD + "def decode(images): return jax_port.decode(images).astype(float)", "float64.*expected.*float32"),
         (GOOD + "def decode(images): return jax_port.decode(images).tolist()", "list.*expected a NumPy array"),
         (GOOD + "def decode(images): raise RuntimeError('out of cheese')", "decode raised RuntimeError: out of cheese"),
+        (GOOD + "def decode(images): raise SystemExit(0)", "decode raised SystemExit"),
         (GOOD + "def tensors(state): return {'w': np.zeros(3)}", "returned w, expected a dict of fc1.weight"),
         (GOOD + "def loss(state, images, labels): return None", "loss returned NoneType"),
         (
