@@ -447,7 +447,7 @@ def _precisions() -> Mistakes:
         coarse = functools.partial(coarse_cross_entropy, kind=kind)
         yield f"the sum of the loss's log-sum-exp passes through {kind}", {"cross_entropy": coarse}
         for text, applies in parts:
-            yield f"{text} take their factors in {kind}", {"product": lowered_product(kind, applies)}
+            yield f"{text}: factors are rounded to {kind}", {"product": lowered_product(kind, applies)}
 
 
 def lowered_product(kind: str, applies: Callable[[str], bool]) -> Callable[[Array, Array, str], Array]:

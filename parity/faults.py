@@ -152,34 +152,42 @@ def _gives_back() -> Any:
     return numpy_port(start=start, tensors=lambda state: dict(state.tensors))
 
 
-def _first_start_wins() -> Any:
-    """A cache of starts that is keyed by the experiment and forgets that its state was trained on."""
-    held: dict[Experiment, SimpleNamespace] = {}
-
-    def start(tensors: Tensors, experiment: Experiment) -> SimpleNamespace:
-        state = held.setdefault(experiment, SimpleNamespace(state=None, given=None))
-        fresh = {name: tensor.copy() for name, tensor in tensors.items()}
-        same = state.given is not None and all(
-            state.given[name].dtype == tensor.dtype and np.array_equal(state.given[name], tensor)
-            for name, tensor in fresh.items()
-        )
-        if not same:
-            state.state, state.given = formulas.start(tensors, experiment), fresh
-        return state
+def _boxed(start: Callable[[Tensors, Experiment], SimpleNamespace], **functions: Any) -> Any:
+    """A right port whose states are boxes that training changes in place, and a `start` that fills them."""
 
     def train(function: Callable[..., Any]) -> Callable[..., Any]:
-        def trained(state: SimpleNamespace, images: Array, labels: Array) -> tuple[SimpleNamespace, Any]:
-            state.state, losses = function(RIGHT, state.state, images, labels)
-            return state, losses
+        def trained(box: SimpleNamespace, images: Array, labels: Array) -> tuple[SimpleNamespace, Any]:
+            box.state, losses = function(RIGHT, box.state, images, labels)
+            return box, losses
 
         return trained
 
     right = numpy_port()
     looks: dict[str, Any] = {
-        name: lambda state, *batch, name=name: getattr(right, name)(state.state, *batch)
+        name: lambda box, *batch, name=name: getattr(right, name)(box.state, *batch)
         for name in ("tensors", "logits", "loss", "gradients", "evaluate")
     }
-    return numpy_port(start=start, **looks, train_step=train(_step), train_epoch=train(_epoch))
+    return numpy_port(
+        **{**looks, "start": start, "train_step": train(_step), "train_epoch": train(_epoch), **functions}
+    )
+
+
+def _first_start_wins() -> Any:
+    """A cache of starts that is keyed by the experiment and forgets that its state was trained on."""
+    held: dict[Experiment, SimpleNamespace] = {}
+
+    def start(tensors: Tensors, experiment: Experiment) -> SimpleNamespace:
+        box = held.setdefault(experiment, SimpleNamespace(state=None, given=None))
+        fresh = {name: tensor.copy() for name, tensor in tensors.items()}
+        same = box.given is not None and all(
+            box.given[name].dtype == tensor.dtype and np.array_equal(box.given[name], tensor)
+            for name, tensor in fresh.items()
+        )
+        if not same:
+            box.state, box.given = formulas.start(tensors, experiment), fresh
+        return box
+
+    return _boxed(start)
 
 
 def _narrow(function: str) -> Callable[[], Any]:
@@ -285,30 +293,15 @@ def _stops(after: int) -> Callable[[], Any]:
 
 
 def _trains_on_tests() -> Any:
-    def evaluate(state: SimpleNamespace, images: Array, labels: Array) -> tuple[float, float]:
-        result = formulas.evaluate(RIGHT, state.state, images, labels)
-        state.state, _ = formulas.train_step(RIGHT, state.state, images, labels)
+    def evaluate(box: SimpleNamespace, images: Array, labels: Array) -> tuple[float, float]:
+        result = formulas.evaluate(RIGHT, box.state, images, labels)
+        box.state, _ = formulas.train_step(RIGHT, box.state, images, labels)
         return result
 
-    def train(function: Callable[..., Any]) -> Callable[..., Any]:
-        def trained(state: SimpleNamespace, images: Array, labels: Array) -> tuple[SimpleNamespace, Any]:
-            after, losses = function(RIGHT, state.state, images, labels)
-            return SimpleNamespace(state=after), losses
+    def start(tensors: Tensors, experiment: Experiment) -> SimpleNamespace:
+        return SimpleNamespace(state=formulas.start(tensors, experiment))
 
-        return trained
-
-    right = numpy_port()
-    looks: dict[str, Any] = {
-        name: lambda state, *batch, name=name: getattr(right, name)(state.state, *batch)
-        for name in ("tensors", "logits", "loss", "gradients")
-    }
-    return numpy_port(
-        start=lambda tensors, experiment: SimpleNamespace(state=formulas.start(tensors, experiment)),
-        **looks,
-        train_step=train(_step),
-        train_epoch=train(_epoch),
-        evaluate=evaluate,
-    )
+    return _boxed(start, evaluate=evaluate)
 
 
 def _whole(rows: int, size: int) -> list[slice]:

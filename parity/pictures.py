@@ -1,12 +1,10 @@
 """The pictures of a verdict: how whole runs drift, and how seeds compare."""
 
-import io
-
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from fmnist_torch.curves import BLUE, GREY, ORANGE
+from fmnist_torch.curves import BLUE, GREY, ORANGE, finished
 from parity.formulas import Array
 from parity.whole_runs import ACCURACY_MARGIN, LOSS_MARGIN, interval
 
@@ -44,9 +42,8 @@ def trajectory(drift: dict[str, Array], allowed_factor: float, port: str) -> byt
         ylabel="distance from the float64 oracle\n(relative to the change since the start)",
         title="Free-running drift: is the port as near as rounding lets it be?",
     )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return _png(figure, [axes])
+    return finished(figure, [axes])
 
 
 def trends(reference: dict[str, Array], port_side: dict[str, Array], port: str) -> bytes:
@@ -98,14 +95,4 @@ def trends(reference: dict[str, Array], port_side: dict[str, Array], port: str) 
         axes.set_ylim(-1.9 * margin, 1.9 * margin)
         axes.ticklabel_format(axis="y", style="plain")
     accuracy.legend(frameon=False, fontsize=8, loc="upper left")
-    return _png(figure, [curves, accuracy, loss])
-
-
-def _png(figure: Figure, all_axes: list) -> bytes:  # type: ignore[type-arg]
-    for axes in all_axes:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return finished(figure, [curves, accuracy, loss])
