@@ -18,10 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fmnist_torch.errors import UnavailableError, UsageError
-from fmnist_torch.experiment import CLASSES, TRAINING_IMAGES
+from fmnist_torch.experiment import CLASSES, TEST_IMAGES, TRAINING_IMAGES
 from fmnist_torch.files import write_atomically
-
-TEST_IMAGES = 10_000
 
 # MD5 sums of the original files: torchvision/datasets/mnist.py, FashionMNIST.resources.
 MD5 = {
@@ -69,7 +67,9 @@ def load_dataset(place: str | None = None) -> Dataset:
     if place == "synthetic":
         from fmnist_torch.synthetic import draw
 
-        train, test = draw()
+        images, labels = draw()
+        train = Split(images[:TRAINING_IMAGES], labels[:TRAINING_IMAGES])
+        test = Split(images[TRAINING_IMAGES:], labels[TRAINING_IMAGES:])
         return Dataset("synthetic", "drawn by NumPy", digest(train, test), train, test)
     if place is not None:
         if not os.path.isdir(place):

@@ -18,6 +18,7 @@ from fmnist_torch.errors import UsageError
 PIXELS = 784
 CLASSES = 10
 TRAINING_IMAGES = 60_000
+TEST_IMAGES = 10_000
 Flags = TypeVar("Flags")
 FLOAT32 = np.finfo(np.float32)
 

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_torch.data import TEST_IMAGES, Split
-from fmnist_torch.experiment import CLASSES, TRAINING_IMAGES
+from fmnist_torch.experiment import CLASSES, TEST_IMAGES, TRAINING_IMAGES
 
 SEED = 20240607
 SIZE = 28
@@ -54,8 +53,8 @@ GARMENTS: tuple[tuple[Band, ...], ...] = (
 )
 
 
-def draw() -> tuple[Split, Split]:
-    """60,000 training and 10,000 test images of ten balanced classes in random order.
+def draw() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """60,000 training and then 10,000 test images `uint8 (70000, 28, 28)` and their labels, balanced, in random order.
 
     Integer arithmetic on the frozen stream of `numpy.random.RandomState` only, so that no release of NumPy and no
     processor changes a bit.
@@ -71,11 +70,7 @@ def draw() -> tuple[Split, Split]:
     noise = np.frombuffer(random.bytes(images.size), np.uint8).reshape(images.shape)
     images += noise >> 1
     np.minimum(images, 255, out=images)
-    pixels, labels = images.astype(np.uint8), labels.astype(np.int64)
-    return (
-        Split(pixels[:TRAINING_IMAGES], labels[:TRAINING_IMAGES]),
-        Split(pixels[TRAINING_IMAGES:], labels[TRAINING_IMAGES:]),
-    )
+    return images.astype(np.uint8), labels.astype(np.int64)
 
 
 def _placed_garments() -> NDArray[np.uint16]:

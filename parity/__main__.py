@@ -22,9 +22,10 @@ from fmnist_torch.experiment import complaint, parse
 from fmnist_torch.files import write_atomically
 from fmnist_torch.runs import prepare_folder
 from parity import report, whole_runs
-from parity.checks import ENVELOPE_SLACK, STAGES, Judge
+from parity.judge import STAGES, Judge
 from parity.port import Held, find
 from parity.ports import torch_port
+from parity.quantities import ENVELOPE_SLACK
 from parity.reruns import Reruns
 from parity.verdict import Outcome, Verdict, climb
 

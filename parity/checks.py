@@ -1,74 +1,26 @@
-"""The ladder: every stage from pixel to accuracy trend, each with its checks, in order."""
+"""The ladder up to whole runs: every stage from pixel to evaluation, each with its checks, in order."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from fmnist_torch.data import Dataset
-from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
-from parity import fixtures, formulas
-from parity.comparison import MEMORY, Comparison, compare
+from parity import fixtures
+from parity.comparison import Comparison, compare
 from parity.fixtures import Case
-from parity.formulas import RIGHT, Array, Formulas
-from parity.port import Held, Misbehaviour
-from parity.reruns import Reruns, Run, run
-from parity.tolerance import limits, perturb
-
-STAGES = (
-    *("decode", "init", "start", "logits", "loss", "gradients"),
-    *("update", "epoch", "evaluate", "trajectory", "trends"),
+from parity.formulas import RIGHT, Array
+from parity.judge import Check, Judge
+from parity.quantities import (
+    Once,
+    Quantity,
+    epoch_of,
+    evaluation_of,
+    gradients_of,
+    logits_of,
+    loss_of,
+    updates_of,
 )
-
-# How many times the largest drift among a few one-ulp-perturbed runs a right port's own drift may be. The largest of
-# four draws is exceeded by a fifth one in one case of five; eight times it has not been seen.
-ENVELOPE_SLACK = 8.0
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What a check needs: the port under judgement, the reference, data, and how much to do.
-
-    `first_seed` moves every seed and every choice of images: other first seeds are other, equally good examinations.
-    """
-
-    port: Held
-    reference: Held
-    dataset: Dataset
-    reruns: Reruns
-    epochs: int = 20
-    seeds: int = 13
-    first_seed: int = 0
-    port_runs: dict[Experiment, Run] = field(default_factory=dict)
-
-    def port_run(self, experiment: Experiment) -> Run:
-        """The port's whole run from torch's draw, done once."""
-        if experiment not in self.port_runs:
-            start = self.reference.init(experiment)
-            self.port_runs[experiment] = run(self.port, start, experiment, self.dataset)
-        return self.port_runs[experiment]
-
-    def experiment(self, **values: Any) -> Experiment:
-        experiment = Experiment(**{"epochs": self.epochs, **values})
-        return replace(experiment, seed=experiment.seed + self.first_seed)
-
-    def real(self, name: str = "real images", rows: int = 64, first: int = 0, **values: Any) -> Case:
-        """Training images under torch's draw."""
-        experiment = self.experiment(**values)
-        tensors = self.reference.init(experiment)
-        return fixtures.real(name, experiment, tensors, self.dataset.train, rows, first + 100 * self.first_seed)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A claim about a port: its stage, its name, and what it compares."""
-
-    stage: str
-    name: str
-    compare: Callable[[Judge, str, str], Iterator[Comparison]]
-    needs_float64: bool = False
+from parity.tolerance import perturb
 
 
 def networks(judge: Judge) -> list[Case]:
@@ -121,9 +73,6 @@ def exact(judge: Judge) -> list[Case]:
     return [fixtures.exact(judge.experiment(hidden=hidden, batch_size=8)) for hidden in ((16,), (4,))]
 
 
-# decode
-
-
 def every_grey(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from _decoded(judge, (stage, check, "256 greys"), fixtures.greys())
 
@@ -150,9 +99,6 @@ def _decoded(judge: Judge, place: tuple[str, str, str], images: Array) -> Iterat
     )
 
 
-# init
-
-
 def torch_draw(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     for hidden in ((16,), (4,), (16, 16), (33,), (16, 8, 12)):
         for seed in (0, 1, 2**31, 2**40 + 5):
@@ -162,9 +108,6 @@ def torch_draw(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
             place = (stage, check, f"hidden {hidden}, seed {seed}")
             for name in expected:
                 yield compare(place, name, found[name], expected[name], recompute=of(name))
-
-
-# start
 
 
 def round_trip(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -201,90 +144,6 @@ def own_memory(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
         yield compare((stage, check, "a second start, beside a third"), name, found[name], expected)
 
 
-# logits, loss, gradients
-
-
-def _upcast(case: Case) -> Tensors:
-    return {name: tensor.astype(np.float64) for name, tensor in case.tensors.items()}
-
-
-def logits_of(judge: Judge, place: tuple[str, str], case: Case, demand_equality: bool = False) -> Iterator[Comparison]:
-    def of(formulas_: Formulas) -> Array:
-        return formulas.forward(formulas_, _upcast(case), case.images, case.experiment).outputs
-
-    yield compare(
-        (*place, case.name),
-        "outputs",
-        judge.port.logits(judge.port.start(case.tensors, case.experiment), case.images),
-        of(RIGHT),
-        0 if demand_equality else _limits(case).logits,
-        reference=judge.reference.logits(judge.reference.start(case.tensors, case.experiment), case.images),
-        eps=case.eps,
-        recompute=of,
-    )
-
-
-def loss_of(judge: Judge, place: tuple[str, str], case: Case, demand_equality: bool = False) -> Iterator[Comparison]:
-    def of(formulas_: Formulas) -> Array:
-        return np.asarray(formulas.loss(formulas_, _upcast(case), case.images, case.labels, case.experiment))
-
-    state = judge.reference.start(case.tensors, case.experiment)
-    yield compare(
-        (*place, case.name),
-        "loss",
-        judge.port.loss(judge.port.start(case.tensors, case.experiment), case.images, case.labels),
-        of(RIGHT),
-        0 if demand_equality else _limits(case).loss,
-        reference=judge.reference.loss(state, case.images, case.labels),
-        eps=case.eps,
-        recompute=of,
-    )
-
-
-def gradients_of(
-    judge: Judge, place: tuple[str, str], case: Case, demand_equality: bool = False
-) -> Iterator[Comparison]:
-    batch = case.images, case.labels
-    found = judge.port.gradients(judge.port.start(case.tensors, case.experiment), *batch)
-    reference = judge.reference.gradients(judge.reference.start(case.tensors, case.experiment), *batch)
-    of = Once(lambda formulas_: formulas.gradients(formulas_, _upcast(case), *batch, case.experiment))
-    unit = _limits(case).gradients
-    for name in case.tensors:
-        yield compare(
-            (*place, case.name),
-            name,
-            found[name],
-            of(name)(RIGHT),
-            0 if demand_equality else unit[name],
-            reference=reference[name],
-            eps=case.eps,
-            recompute=of(name),
-        )
-
-
-class Once:
-    """Tensors under some formulas, computed once for all their names."""
-
-    def __init__(self, compute: Callable[[Formulas], Tensors]) -> None:
-        self.compute, self.last = compute, (None, {})  # type: tuple[Any, Any]
-
-    def __call__(self, name: str) -> Callable[[Formulas], Array]:
-        def of(formulas_: Formulas) -> Array:
-            if self.last[0] is not formulas_:
-                self.last = (formulas_, self.compute(formulas_))
-            array: Array = self.last[1][name]
-            return array
-
-        return of
-
-
-def _limits(case: Case) -> Any:
-    return limits(case.tensors, case.images, case.labels, case.experiment)
-
-
-Quantity = Callable[[Judge, tuple[str, str], Case], Iterator[Comparison]]
-
-
 def over(quantity: Quantity, cases: Callable[[Judge], list[Case]]) -> Callable[[Judge, str, str], Iterator[Comparison]]:
     """The check that compares a quantity in every one of the cases."""
 
@@ -311,9 +170,6 @@ def loss_at_extremes(judge: Judge, stage: str, check: str) -> Iterator[Compariso
         yield from loss_of(judge, (stage, check), case, demand_equality=True)
 
 
-# update
-
-
 def one_step(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from updates_of(judge, (stage, check), judge.real(), steps=1)
 
@@ -338,71 +194,6 @@ def double_steps(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from updates_of(judge, (stage, check), judge.real().cast(np.float64), steps=1)
 
 
-def updates_of(judge: Judge, place: tuple[str, str], case: Case, steps: int) -> Iterator[Comparison]:
-    """What steps change, and the loss that each reports; and that one step is -lr times the port's own gradient."""
-    rows = len(case.labels) // steps
-    parts = [slice(step * rows, (step + 1) * rows) for step in range(steps)]
-    place3 = (*place, case.name)
-
-    def walk(port: Any, state: Any) -> tuple[Tensors, list[float]]:
-        losses = []
-        for part in parts:
-            state, loss = port.train_step(state, case.images[part], case.labels[part])
-            losses.append(float(loss))
-        return port.tensors(state), losses
-
-    def oracle(formulas_: Formulas) -> Tensors:
-        state, losses = formulas.start(_upcast(case), case.experiment), []
-        for part in parts:
-            state, loss = formulas.train_step(formulas_, state, case.images[part], case.labels[part])
-            losses.append(loss)
-        return {**state.tensors, "loss": np.array(losses)}
-
-    found, losses = walk(judge.port, judge.port.start(case.tensors, case.experiment))
-    reference, reference_losses = walk(judge.reference, judge.reference.start(case.tensors, case.experiment))
-    of, start = Once(oracle), _upcast(case)
-    units = [limits(case.tensors, case.images[part], case.labels[part], case.experiment) for part in parts]
-    yield compare(
-        place3,
-        "loss",
-        losses,
-        of("loss")(RIGHT),
-        sum(unit.loss for unit in units),
-        reference=reference_losses,
-        eps=case.eps,
-        recompute=of("loss"),
-    )
-    for name in case.tensors:
-        yield compare(
-            place3,
-            name,
-            found[name] - start[name],
-            of(name)(RIGHT) - start[name],
-            sum(unit.update[name] for unit in units),
-            reference=reference[name] - start[name],
-            eps=case.eps,
-            recompute=_minus(of(name), start[name]),
-        )
-    if steps == 1:
-        own = judge.port.gradients(judge.port.start(case.tensors, case.experiment), case.images, case.labels)
-        for name, gradient in own.items():
-            change = case.experiment.lr * gradient.astype(np.float64)
-            yield compare(
-                (*place, f"{case.name}: -lr times its own gradient"),
-                name,
-                found[name] - start[name],
-                np.nan_to_num(-change),
-                case.eps * (np.abs(start[name]) + np.nan_to_num(np.abs(change))) + units[0].gradients[name] * 1e-3,
-            )
-
-
-def _minus(of: Callable[[Formulas], Array], start: Array) -> Callable[[Formulas], Array]:
-    return lambda formulas_: of(formulas_) - start
-
-
-# epoch
-
-
 def order_and_tail(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from epoch_of(judge, (stage, check), judge.real("4 batches and a half one", rows=4 * 64 + 32, lr=0.05))
     yield from epoch_of(judge, (stage, check), judge.real("3 whole batches", rows=3 * 64))
@@ -418,54 +209,6 @@ def batch_sizes(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 
 def double_epoch(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from epoch_of(judge, (stage, check), judge.real(rows=160).cast(np.float64))
-
-
-def epoch_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Comparison]:
-    """What an epoch changes and reports, within the drift of runs that start one ulp away."""
-
-    def oracle(formulas_: Formulas, tensors: Tensors | None = None) -> Tensors:
-        start = formulas.start(tensors or _upcast(case), case.experiment)
-        state, losses = formulas.train_epoch(formulas_, start, case.images, case.labels)
-        return {**state.tensors, "losses": losses}
-
-    def walk(port: Any, tensors: Tensors) -> Tensors:
-        state, losses = port.train_epoch(port.start(tensors, case.experiment), case.images, case.labels)
-        return {**port.tensors(state), "losses": losses}
-
-    of = Once(oracle)
-    expected = {name: of(name)(RIGHT) for name in (*case.tensors, "losses")}
-    reference = walk(judge.reference, case.tensors)
-    moved = [perturb(case.tensors, seed) for seed in (1, 2)]
-    others = [reference, *(walk(judge.reference, start) for start in moved)]
-    others.append(oracle(RIGHT, {name: tensor.astype(np.float64) for name, tensor in moved[0].items()}))
-    found = walk(judge.port, case.tensors)
-    steps = len(expected["losses"])
-    yield compare(
-        (*place, case.name),
-        "steps",
-        float(len(found["losses"])),
-        float(steps),
-        recompute=lambda formulas_: float(len(of("losses")(formulas_))),
-    )
-    if len(found["losses"]) != steps:
-        del expected["losses"]
-    for name, values in expected.items():
-        drift = max(float(np.abs(other[name] - values).max()) for other in others)
-        start = case.tensors[name].astype(np.float64) if name != "losses" else np.zeros_like(values)
-        yield compare(
-            (*place, case.name),
-            name,
-            found[name] - start,
-            values - start,
-            drift + case.eps * float(np.abs(values).max()),
-            slack=ENVELOPE_SLACK,
-            reference=reference[name] - start,
-            eps=case.eps,
-            recompute=_minus(of(name), start),
-        )
-
-
-# evaluate
 
 
 def test_images(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -501,37 +244,6 @@ def _test_case(judge: Judge, name: str, rows: int, **values: Any) -> Case:
     case = judge.real(name, **values)
     first = 10 * judge.first_seed
     return fixtures.real(name, case.experiment, case.tensors, judge.dataset.test, rows, first)
-
-
-def evaluation_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Comparison]:
-    batch = case.images, case.labels
-
-    def of(index: int) -> Callable[[Formulas], Array]:
-        start = formulas.start(_upcast(case), case.experiment)
-        return lambda formulas_: np.asarray(formulas.evaluate(formulas_, start, *batch)[index])
-
-    found = judge.port.evaluate(judge.port.start(case.tensors, case.experiment), *batch)
-    reference = judge.reference.evaluate(judge.reference.start(case.tensors, case.experiment), *batch)
-    unit = _limits(case)
-    outputs = formulas.forward(RIGHT, _upcast(case), case.images, case.experiment).outputs
-    best = np.sort(outputs, axis=1)
-    undecided = int(np.sum(best[:, -1] - best[:, -2] <= 2 * 4 * unit.logits.max(axis=1)))
-    # An accuracy is a count: float32 may round it, and only images at a tie may go either way.
-    accuracy_unit = undecided / len(case.labels) + float(np.finfo(np.float32).eps)
-    parts = formulas.batches(len(case.labels), case.experiment.batch_size)
-    # Rows err independently of each other, so that their mean errs by less than they do.
-    weights = np.concatenate([np.full(len(case.labels[part]), 1 / len(case.labels[part])) for part in parts])
-    loss_unit = float(np.linalg.norm(weights * unit.losses)) / len(parts) + float(np.finfo(np.float32).eps)
-    for index, (name, size) in enumerate((("accuracy", accuracy_unit), ("average loss", loss_unit))):
-        yield compare(
-            (*place, case.name),
-            name,
-            found[index],
-            of(index)(RIGHT),
-            size,
-            reference=reference[index],
-            recompute=of(index),
-        )
 
 
 CHECKS = (
@@ -571,14 +283,3 @@ CHECKS = (
     Check("evaluate", "softmax output", test_softmax),
     Check("evaluate", "state untouched", state_untouched),
 )
-
-
-def run_check(judge: Judge, check: Check) -> list[Comparison]:
-    """A check's comparisons; misbehaviour in memory is one that fails."""
-    done: list[Comparison] = []
-    try:
-        for comparison in check.compare(judge, check.stage, check.name):
-            done.append(comparison)
-    except Misbehaviour as misbehaviour:
-        done.append(compare((check.stage, check.name, str(misbehaviour)), MEMORY, 1.0, 0.0))
-    return done

@@ -11,7 +11,8 @@ import numpy as np
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors
 from parity import formulas
-from parity.diagnosis import (
+from parity.formulas import RIGHT, Array, Formulas, State
+from parity.mistakes import (
     coarse_cross_entropy,
     lower,
     lowered_product,
@@ -19,7 +20,6 @@ from parity.diagnosis import (
     overflowing_cross_entropy,
     overflowing_softmax,
 )
-from parity.formulas import RIGHT, Array, Formulas, State
 
 
 @dataclass(frozen=True)

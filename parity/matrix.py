@@ -17,8 +17,9 @@ from fmnist_torch.errors import Failure
 from fmnist_torch.experiment import parse
 from fmnist_torch.files import write_atomically
 from fmnist_torch.runs import progress
-from parity.checks import CHECKS, Check, Judge, run_check
+from parity.checks import CHECKS
 from parity.faults import Fault, faults
+from parity.judge import Check, Judge, run_check
 from parity.port import Held, PortError
 from parity.ports import torch_port
 from parity.practice import PRACTICE

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from fmnist_torch.runs import Tensors
-from parity.checks import Judge
 from parity.fixtures import Case
+from parity.judge import Judge
 from parity.port import Held
 
 STEPS = 10

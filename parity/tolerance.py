@@ -17,6 +17,11 @@ from parity import formulas
 from parity.formulas import RIGHT, Array
 
 
+# How many units a right port may err by. Ports that differ only in the order of their sums were seen to use at most
+# about a third of this (README, "What was measured").
+SLACK = 4.0
+
+
 @dataclass(frozen=True)
 class Limits:
     """One unit of rounding error for each quantity, in float64, of the quantity's shape."""
@@ -84,11 +89,6 @@ def limits(tensors: Tensors, images: Array, labels: Array, experiment: Experimen
         for name, tensor in exact.items()
     }
     return Limits(output_error, np.asarray(loss_error), loss_errors, gradients, update)
-
-
-# How many units a right port may err by. Ports that differ only in the order of their sums were seen to use at most
-# about a third of this (README, "What was measured").
-SLACK = 4.0
 
 
 def _softmax_error(values: Array, error: Array, eps: float) -> Array:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.checks import CHECKS, STAGES, Check, Judge, run_check
+from parity.checks import CHECKS
 from parity.comparison import Comparison
 from parity.diagnosis import explain
+from parity.judge import STAGES, Check, Judge, run_check
 from parity.whole_runs import WHOLE_RUNS
 
 LADDER = (*CHECKS, *WHOLE_RUNS)

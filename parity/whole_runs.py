@@ -9,9 +9,10 @@ from scipy import stats
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors, progress
 from parity import fixtures
-from parity.checks import ENVELOPE_SLACK, Check, Judge, updates_of
 from parity.comparison import Comparison, compare
 from parity.formulas import Array
+from parity.judge import Check, Judge
+from parity.quantities import ENVELOPE_SLACK, updates_of
 from parity.reruns import Run
 
 PERTURBATIONS = (1, 2)

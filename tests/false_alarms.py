@@ -14,8 +14,9 @@ import sys
 from collections import defaultdict
 
 from fmnist_torch.data import load_dataset
-from parity.checks import CHECKS, Judge, run_check
+from parity.checks import CHECKS
 from parity.faults import numpy_port
+from parity.judge import Judge, run_check
 from parity.port import Held
 from parity.ports import jax_port, torch_port
 from parity.reruns import Reruns

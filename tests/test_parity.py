@@ -15,11 +15,13 @@ from fmnist_torch import model
 from fmnist_torch.data import Dataset
 from fmnist_torch.experiment import Experiment
 from parity import fixtures, formulas
-from parity.checks import CHECKS, STAGES, Judge, run_check
+from parity.checks import CHECKS
 from parity.comparison import compare
-from parity.diagnosis import explain, lower
+from parity.diagnosis import explain
 from parity.faults import faults, numpy_port
 from parity.formulas import RIGHT
+from parity.judge import STAGES, Judge, run_check
+from parity.mistakes import lower
 from parity.port import REQUIRED, Held, PortError, find
 from parity.ports import jax_port, oracle_port, torch_port
 from parity.reruns import Reruns
