@@ -49,7 +49,9 @@ class Judge:
         """Training images under torch's draw."""
         experiment = self.experiment(**values)
         tensors = self.reference.init(experiment)
-        return fixtures.real(name, experiment, tensors, self.dataset.train, rows, first + 100 * self.first_seed)
+        images = self.dataset.train
+        first = (first + 100 * self.first_seed) % (len(images.labels) - rows + 1)
+        return fixtures.real(name, experiment, tensors, images, rows, first)
 
 
 @dataclass(frozen=True)

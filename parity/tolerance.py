@@ -16,7 +16,6 @@ from fmnist_torch.runs import Tensors
 from parity import formulas
 from parity.formulas import RIGHT, Array
 
-
 # How many units a right port may err by. Ports that differ only in the order of their sums were seen to use at most
 # about a third of this (README, "What was measured").
 SLACK = 4.0
