@@ -194,9 +194,10 @@ def evaluation_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[
     # An accuracy is a count: float32 may round it, and only images at a tie may go either way.
     accuracy_unit = undecided / len(case.labels) + float(np.finfo(np.float32).eps)
     parts = formulas.batches(len(case.labels), case.experiment.batch_size)
-    # Rows err independently of each other, so that their mean errs by less than they do.
+    # Rows err nearly independently of each other, so that their mean errs by less than they do: the root of the sum of
+    # squares, and twice that, since they share the parameters.
     weights = np.concatenate([np.full(len(case.labels[part]), 1 / len(case.labels[part])) for part in parts])
-    loss_unit = float(np.linalg.norm(weights * unit.losses)) / len(parts) + float(np.finfo(np.float32).eps)
+    loss_unit = 2 * float(np.linalg.norm(weights * unit.losses)) / len(parts) + float(np.finfo(np.float32).eps)
     for index, (name, size) in enumerate((("accuracy", accuracy_unit), ("average loss", loss_unit))):
         yield compare(
             (*place, case.name),
