@@ -13,8 +13,9 @@ parity: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m parity faults --document parity/FAULTS.md
 
+# One thread each: processes that wait for each other's threads take many times as long.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check

@@ -102,7 +102,7 @@ def try_all(names: Sequence[str], place: str | None) -> list[Trial]:
 @functools.cache
 def _bench(place: str | None) -> tuple[Dataset, Reruns]:
     """What a process needs for all of its trials: data, and runs that are done once."""
-    return load_dataset(place), Reruns(place, "cpu")
+    return load_dataset(place), Reruns(place, "cpu", workers=0)
 
 
 def try_fault(name: str, place: str | None) -> Trial:

@@ -43,7 +43,7 @@ def run(port: Any, tensors: Tensors, experiment: Experiment, dataset: Dataset) -
 class Reruns:
     """The reference's and the oracle's runs from torch's draw, moved by one ulp where `perturbation` is not 0.
 
-    What is asked for ahead by `prepare` is worked on in the background.
+    What is asked for ahead by `prepare` is worked on in the background; without workers, in this process.
     """
 
     def __init__(self, place: str | None, device: str, workers: int = 1) -> None:
@@ -54,10 +54,17 @@ class Reruns:
     def prepare(self, side: str, experiment: Experiment, perturbation: int = 0) -> Future[Run]:
         key = (side, experiment, perturbation)
         if key not in self._futures:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
-            self._futures[key] = self._pool.submit(_work, self._place, self._device, *key)
+            self._futures[key] = self._submit(_work, self._place, self._device, *key)
         return self._futures[key]
+
+    def _submit(self, function: Callable[..., Run], *arguments: Any) -> Future[Run]:
+        if not self._workers:
+            done: Future[Run] = Future()
+            done.set_result(function(*arguments))
+            return done
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
+        return self._pool.submit(function, *arguments)
 
     def get(self, side: str, experiment: Experiment, perturbation: int = 0) -> Run:
         return self.prepare(side, experiment, perturbation).result()
