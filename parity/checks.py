@@ -13,6 +13,7 @@ from parity.judge import Check, Judge
 from parity.quantities import (
     Once,
     Quantity,
+    along,
     epoch_of,
     evaluation_of,
     gradients_of,
@@ -27,7 +28,7 @@ def networks(judge: Judge) -> list[Case]:
     """Other networks than the post's: narrower, wider, deeper."""
     return [
         judge.real(f"784-{'-'.join(map(str, hidden))}-10", hidden=hidden, seed=seed)
-        for seed, hidden in enumerate([(4,), (32,), (16, 16), (16, 8, 12)], 1)
+        for seed, hidden in enumerate([(4,), (32,), (16, 16), (16, 8, 12), (10, 10, 10)], 1)
     ]
 
 
@@ -70,7 +71,7 @@ def doubles(judge: Judge) -> list[Case]:
 
 def exact(judge: Judge) -> list[Case]:
     """Small integers, of which rounding takes nothing."""
-    return [fixtures.exact(judge.experiment(hidden=hidden, batch_size=8)) for hidden in ((16,), (4,))]
+    return [fixtures.exact(judge.experiment(hidden=hidden, batch_size=8)) for hidden in ((16,), (4,), (16, 16))]
 
 
 def every_grey(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -100,7 +101,7 @@ def _decoded(judge: Judge, place: tuple[str, str, str], images: Array) -> Iterat
 
 
 def torch_draw(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
-    for hidden in ((16,), (4,), (16, 16), (33,), (16, 8, 12)):
+    for hidden in ((16,), (4,), (16, 16), (33,), (300,), (16, 8, 12)):
         for seed in (0, 1, 2**31, 2**40 + 5):
             experiment = judge.experiment(hidden=hidden, seed=seed)
             found, expected = judge.port.init(experiment), judge.reference.init(experiment)
@@ -160,7 +161,8 @@ def equal(quantity: Callable[..., Iterator[Comparison]]) -> Quantity:
 
 
 def images(judge: Judge) -> list[Case]:
-    return [judge.real(), judge.real("the first image", rows=1), judge.real("the last images", first=59_000)]
+    alone = judge.real("the first image", rows=1)
+    return [judge.real(), alone, judge.real("the last images", first=59_000), judge.real("many images", rows=3000)]
 
 
 def loss_at_extremes(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -177,7 +179,7 @@ def one_step(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 def other_rates(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     for lr in (1e-4, 0.05, 1.0):
         yield from updates_of(judge, (stage, check), judge.real(f"lr {lr:g}", lr=lr), steps=1)
-    for case in networks(judge):
+    for case in [*networks(judge), *softmax_outputs(judge)[:2]]:
         yield from updates_of(judge, (stage, check), case, steps=1)
 
 
@@ -203,8 +205,12 @@ def batch_sizes(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     for size, rows in ((50, 120), (7, 45), (1, 5), (64, 20), (1000, 1000)):
         case = judge.real(f"batches of {size} from {rows}", rows=rows, batch_size=size, lr=0.05)
         yield from epoch_of(judge, (stage, check), case)
-    deep = judge.real("784-16-16-10 with a softmax", rows=150, hidden=(16, 16), softmax_output=True, lr=0.5, seed=3)
-    yield from epoch_of(judge, (stage, check), deep)
+    for hidden in ((16,), (16, 16)):
+        name = f"hidden {hidden} with a softmax"
+        case = judge.real(name, rows=150, hidden=hidden, softmax_output=True, lr=0.5, seed=3)
+        yield from epoch_of(judge, (stage, check), case)
+    long = judge.real("300 steps", rows=900, batch_size=3)
+    yield from epoch_of(judge, (stage, check), long)
 
 
 def double_epoch(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -227,10 +233,51 @@ def test_softmax(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from evaluation_of(judge, (stage, check), fixtures.scaled(case, 20))
 
 
+def test_networks(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
+    for hidden in ((4,), (32,), (16, 16), (10, 10, 10)):
+        case = _test_case(judge, f"hidden {hidden}", 300, hidden=hidden, seed=4)
+        yield from evaluation_of(judge, (stage, check), fixtures.scaled(case, 20))
+
+
+def test_ties(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
+    """All outputs equal: the first class counts."""
+    case = _test_case(judge, "all outputs equal", 300)
+    zeros = {name: np.zeros_like(tensor) for name, tensor in case.tensors.items()}
+    yield from evaluation_of(judge, (stage, check), Case(case.name, case.experiment, zeros, case.images, case.labels))
+
+
+def test_doubles(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
+    yield from evaluation_of(judge, (stage, check), _test_case(judge, "300 images", 300).cast(np.float64))
+
+
+def as_a_trainer_does(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
+    """Training and looking by turns, on data that changes while its shapes do not."""
+    case = judge.real("by turns", rows=4 * 80, batch_size=16, lr=0.05, seed=7)
+    yield from along(judge, (stage, check), case, _by_turns, is_explained=False)
+
+
+def _by_turns(port: Any, state: Any, case: Case) -> dict[str, Any]:
+    first, second, third, fourth = ((case.images[at::4], case.labels[at::4]) for at in range(4))
+    seen: dict[str, Any] = {}
+    port.evaluate(state, *third)
+    for turn, batch in enumerate((first, second, first)):
+        state, seen[f"losses of turn {turn + 1}"] = port.train_epoch(state, *batch)
+        port.tensors(state)
+        for name, part in (("third", third), ("fourth", fourth)):
+            seen[f"average loss on the {name} part, turn {turn + 1}"] = port.evaluate(state, *part)[1]
+            port.gradients(state, *part)
+            gradients = port.gradients(state, *part)
+            seen[f"gradient of fc2.weight on the {name} part, turn {turn + 1}"] = gradients["fc2.weight"]
+            seen[f"outputs on the {name} part, turn {turn + 1}"] = port.logits(state, part[0])
+        state, seen[f"loss of a step, turn {turn + 1}"] = port.train_step(state, *fourth)
+    return {**port.tensors(state), **seen}
+
+
 def state_untouched(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     """Looking at a state does not change it."""
     case, port = _test_case(judge, "after a look", 200, lr=1.0), judge.port
     state = port.start(case.tensors, case.experiment)
+    port.tensors(state)
     port.logits(state, case.images)
     port.loss(state, case.images, case.labels)
     port.gradients(state, case.images, case.labels)
@@ -253,21 +300,21 @@ CHECKS = (
     Check("init", "torch's draw", torch_draw),
     Check("start", "round trip", round_trip),
     Check("start", "own memory", own_memory),
-    Check("logits", "exact integers", over(equal(logits_of), exact)),
+    Check("logits", "exact integers", over(equal(logits_of), lambda judge: exact(judge)[:2])),
     Check("logits", "images", over(logits_of, lambda judge: [*images(judge), *extremes(judge)])),
     Check("logits", "other networks", over(logits_of, networks)),
     Check("logits", "softmax output", over(logits_of, softmax_outputs)),
     Check("logits", "float64", over(logits_of, doubles), needs_float64=True),
-    Check("loss", "images", over(loss_of, lambda judge: [*images(judge)[::2], *networks(judge)])),
+    Check("loss", "images", over(loss_of, lambda judge: [*[judge.real(), images(judge)[2]], *networks(judge)])),
     Check("loss", "extremes", loss_at_extremes),
     Check("loss", "batches", over(loss_of, batches)),
     Check("loss", "softmax output", over(loss_of, softmax_outputs)),
     Check("loss", "float64", over(loss_of, doubles), needs_float64=True),
-    Check("gradients", "images", over(gradients_of, lambda judge: images(judge)[::2])),
+    Check("gradients", "images", over(gradients_of, lambda judge: [judge.real(), images(judge)[2]])),
     Check("gradients", "extremes", over(gradients_of, extremes)),
+    Check("gradients", "other networks", over(gradients_of, networks)),
     Check("gradients", "exact integers", over(equal(gradients_of), exact)),
     Check("gradients", "batches", over(gradients_of, batches)),
-    Check("gradients", "other networks", over(gradients_of, networks)),
     Check("gradients", "softmax output", over(gradients_of, softmax_outputs)),
     Check("gradients", "float64", over(gradients_of, doubles), needs_float64=True),
     Check("update", "one step", one_step),
@@ -281,5 +328,9 @@ CHECKS = (
     Check("evaluate", "test images", test_images),
     Check("evaluate", "batch sizes", test_batch_sizes),
     Check("evaluate", "softmax output", test_softmax),
+    Check("evaluate", "other networks", test_networks),
+    Check("evaluate", "ties", test_ties),
+    Check("evaluate", "float64", test_doubles, needs_float64=True),
     Check("evaluate", "state untouched", state_untouched),
+    Check("evaluate", "by turns", as_a_trainer_does),
 )

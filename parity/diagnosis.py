@@ -27,8 +27,13 @@ def explain(stage: Sequence[Sequence[Comparison]]) -> str | None:
         return misbehaviour
     names = sorted({one.tensor for one in failing if "." in one.tensor})
     if any(comparison.recompute is not None for comparison in failing):
+        # Those that fail first: most explanations fall there, before long computations.
+        to_explain = [one for one in failing if one.recompute is not None]
+        to_explain += [
+            one for one in everything if one.recompute is not None and not any(one is other for other in failing)
+        ]
         for explanation in explanations(names, failing[0].stage):
-            if all(_agrees(comparison, explanation) for comparison in everything if comparison.recompute is not None):
+            if all(_agrees(comparison, explanation) for comparison in to_explain):
                 return explanation.text
     return _by_values(failing)
 
@@ -95,10 +100,11 @@ def _common_factor(failing: Sequence[Comparison]) -> float | None:
 
 
 def _nice(factor: float) -> float | None:
-    """The small fraction that the factor is within 1e-4; factors that are none explain nothing."""
+    """The fraction that the factor is within 1e-4: n, 1/n, or one of small numbers; others explain nothing."""
     for denominator in (*range(1, 17), 32, 64, 100, 128, 255, 784, 1000):
         numerator = round(factor * denominator)
-        if numerator and abs(factor * denominator / numerator - 1) < 1e-4 and abs(numerator) < 10_000:
+        is_simple = abs(numerator) <= (10_000 if denominator == 1 else 16 if denominator <= 16 else 1)
+        if numerator and is_simple and abs(factor * denominator / numerator - 1) < 1e-4:
             return float(numerator / denominator)
     return None
 

@@ -11,7 +11,7 @@ import numpy as np
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.runs import Tensors
 from parity import formulas
-from parity.formulas import RIGHT, Array, Formulas, State
+from parity.formulas import RIGHT, Array, State
 from parity.mistakes import (
     coarse_cross_entropy,
     lower,
@@ -20,6 +20,7 @@ from parity.mistakes import (
     overflowing_cross_entropy,
     overflowing_softmax,
 )
+from parity.ports.numpy_port import epoch, numpy_port, step
 
 
 @dataclass(frozen=True)
@@ -33,45 +34,6 @@ class Fault:
     stage: str
     make: Callable[[], Any]
     words: str | None = None
-
-
-def numpy_port(formulas_: Formulas = RIGHT, **functions: Any) -> Any:
-    """The formulas as a port, in the dtype of its tensors: a right one, apart from what is replaced."""
-
-    def start(tensors: Tensors, experiment: Experiment) -> State:
-        return formulas.start(tensors, experiment)
-
-    def logits(state: State, images: Array) -> Array:
-        return formulas.forward(formulas_, state.tensors, images, state.experiment).outputs
-
-    def loss(state: State, images: Array, labels: Array) -> float:
-        return float(formulas.loss(formulas_, state.tensors, images, labels, state.experiment))
-
-    def gradients(state: State, images: Array, labels: Array) -> Tensors:
-        return formulas.gradients(formulas_, state.tensors, images, labels, state.experiment)
-
-    right = {
-        "decode": formulas_.decode,
-        "start": start,
-        "tensors": lambda state: {name: tensor.copy() for name, tensor in state.tensors.items()},
-        "logits": logits,
-        "loss": loss,
-        "gradients": gradients,
-        "train_step": functools.partial(_step, formulas_),
-        "train_epoch": functools.partial(_epoch, formulas_),
-        "evaluate": functools.partial(formulas.evaluate, formulas_),
-    }
-    return SimpleNamespace(**{**right, **functions})
-
-
-def _step(formulas_: Formulas, state: State, images: Array, labels: Array) -> tuple[State, float]:
-    state, loss = formulas.train_step(formulas_, state, images, labels)
-    return state, float(loss)
-
-
-def _epoch(formulas_: Formulas, state: State, images: Array, labels: Array) -> tuple[State, Array]:
-    state, losses = formulas.train_epoch(formulas_, state, images, labels)
-    return state, losses.astype(next(iter(state.tensors.values())).dtype)
 
 
 def wrong(**changes: Any) -> Callable[[], Any]:
@@ -137,7 +99,7 @@ def _in_place() -> Any:
         return State(tensors, {name: np.zeros_like(tensor) for name, tensor in tensors.items()}, experiment)
 
     def train_step(state: State, images: Array, labels: Array) -> tuple[State, float]:
-        after, loss = _step(RIGHT, state, images, labels)
+        after, loss = step(RIGHT, state, images, labels)
         for name, tensor in state.tensors.items():
             tensor[...] = after.tensors[name]
         return state, loss
@@ -167,9 +129,7 @@ def _boxed(start: Callable[[Tensors, Experiment], SimpleNamespace], **functions:
         name: lambda box, *batch, name=name: getattr(right, name)(box.state, *batch)
         for name in ("tensors", "logits", "loss", "gradients", "evaluate")
     }
-    return numpy_port(
-        **{**looks, "start": start, "train_step": train(_step), "train_epoch": train(_epoch), **functions}
-    )
+    return numpy_port(**{**looks, "start": start, "train_step": train(step), "train_epoch": train(epoch), **functions})
 
 
 def _first_start_wins() -> Any:
@@ -302,6 +262,36 @@ def _trains_on_tests() -> Any:
         return SimpleNamespace(state=formulas.start(tensors, experiment))
 
     return _boxed(start, evaluate=evaluate)
+
+
+def _only_from(other: Callable[[], Any], function: str) -> Callable[[], Any]:
+    """A right NumPy port with one function of another port."""
+
+    def make() -> Any:
+        functions: dict[str, Any] = {function: getattr(other(), function)}
+        return numpy_port(**functions)
+
+    return make
+
+
+def _last_of_ties() -> Any:
+    def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
+        _, loss = formulas.evaluate(RIGHT, state, images, labels)
+        outputs = formulas.forward(RIGHT, state.tensors, images, state.experiment).outputs
+        return float(np.mean(9 - outputs[:, ::-1].argmax(axis=1) == labels)), loss
+
+    return numpy_port(evaluate=evaluate)
+
+
+def _tests_cached() -> Any:
+    """Test images kept on the device since a call with as many others."""
+    kept: dict[int, tuple[Array, Array]] = {}
+
+    def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
+        key = (len(labels), state.experiment)
+        return formulas.evaluate(RIGHT, state, *kept.setdefault(hash(key), (images.copy(), labels.copy())))
+
+    return numpy_port(evaluate=evaluate)
 
 
 def _whole(rows: int, size: int) -> list[slice]:
@@ -470,6 +460,14 @@ def faults() -> Iterator[Fault]:
     plain = only("evaluate", applies_softmax=lambda experiment: False)
     yield f("tests ignore softmax_output", "evaluate", plain, "is ignored")
     yield f("trains on the tests", "evaluate", _trains_on_tests)
+
+    deep = wrong(
+        activation=lambda x, layer: x if layer == "fc2" else formulas.relu(x, layer),
+    )
+    yield f("tests skip the second ReLU", "evaluate", _only_from(deep, "evaluate"), "missing after `fc2`")
+    yield f("ties go to the last class", "evaluate", _last_of_ties)
+    yield f("float64 tests in float32", "evaluate", _narrow("evaluate"), "float32")
+    yield f("tests cached by shape", "evaluate", _tests_cached)
 
     boxed = wrong(**_stepping(lambda t, g, e: {n: np.clip(_down(t[n], g[n], e.lr), -0.5, 0.5) for n in t}))
     yield f("parameters clipped at 0.5", "trajectory", boxed, "clipped to ±0.5")

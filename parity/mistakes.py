@@ -37,7 +37,7 @@ def lower(values: Array, kind: str) -> Array:
 def explanations(names: Sequence[str], stage: str) -> Iterator[Explanation]:
     """All mistakes known, those first that are looked for first in the stage."""
     groups = [_drawing(), _decoding(), _activations(), _layouts(), _outputs(), _losses(stage), _backward(names)]
-    training = [_updates(), _batching()]
+    training = [_updates(), _batching(stage)]
     first = {"update": training, "epoch": training[::-1], "evaluate": training[::-1], "trajectory": training}
     for group in [*first.get(stage, []), *groups, *([] if stage in first else training)]:
         for text, changes in group:
@@ -472,30 +472,32 @@ def _always(fixed: int) -> Callable[[int, int], list[slice]]:
     return lambda rows, size: formulas.batches(rows, fixed)
 
 
-def _batching() -> Mistakes:
-    def both(change: Callable[[int, int], list[slice]]) -> dict[str, Any]:
-        return {"training_batches": change, "test_batches": change}
+def _batching(stage: str) -> Mistakes:
+    def batched(change: Callable[[int, int], list[slice]]) -> dict[str, Any]:
+        return {"test_batches" if stage == "evaluate" else "training_batches": change}
 
     def whole(rows: int, size: int) -> list[slice]:
         return formulas.batches(rows - rows % size, size)
 
     yield "the average is over images instead of batches", {"test_batches": lambda rows, size: [slice(0, rows)]}
-    yield "the short last batch is dropped", both(whole)
+    yield "the short last batch is dropped", batched(whole)
     yield (
         "the short last batch is filled up with the images before it",
-        both(lambda rows, size: [*whole(rows, size), *([slice(max(rows - size, 0), rows)] if rows % size else [])]),
+        batched(lambda rows, size: [*whole(rows, size), *([slice(max(rows - size, 0), rows)] if rows % size else [])]),
     )
     yield (
         "the short last batch starts the epoch",
-        both(lambda rows, size: [slice(max(start, 0), start + size) for start in range(-(-rows % size), rows, size)]),
+        batched(
+            lambda rows, size: [slice(max(start, 0), start + size) for start in range(-(-rows % size), rows, size)]
+        ),
     )
-    yield "batches come in reverse order", both(lambda rows, size: formulas.batches(rows, size)[::-1])
+    yield "batches come in reverse order", batched(lambda rows, size: formulas.batches(rows, size)[::-1])
     for fixed in (64, 32, 100, 128):
         yield (
             f"`batch_size` is ignored: batches are of {fixed}",
-            both(_always(fixed)),
+            batched(_always(fixed)),
         )
-    yield "the whole set is one batch", both(lambda rows, size: [slice(0, rows)])
-    yield "the first batch is left out", both(lambda rows, size: formulas.batches(rows, size)[1:])
-    yield "the last batch is left out", both(lambda rows, size: formulas.batches(rows, size)[:-1])
-    yield "the first batch is used twice", both(lambda rows, size: [slice(0, size), *formulas.batches(rows, size)])
+    yield "the whole set is one batch", batched(lambda rows, size: [slice(0, rows)])
+    yield "the first batch is left out", batched(lambda rows, size: formulas.batches(rows, size)[1:])
+    yield "the last batch is left out", batched(lambda rows, size: formulas.batches(rows, size)[:-1])
+    yield "the first batch is used twice", batched(lambda rows, size: [slice(0, size), *formulas.batches(rows, size)])

@@ -235,7 +235,7 @@ class Held:
             self._unchanged(name, tensor, array, held.before[tensor])
 
     def _unchanged(self, function: str, what: str, given: Array, before: Array) -> None:
-        if not np.array_equal(given.view(np.uint8), before.view(np.uint8)):
+        if not np.array_equal(_bytes(given), _bytes(before)):
             raise Misbehaviour(f"{function} wrote into the {what} that the port was given; it has to copy them")
 
     def _pair(self, function: str, answer: Any) -> tuple[Any, Any]:
@@ -283,6 +283,11 @@ def shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
         result[f"fc{layer}.weight"] = (fan_out, fan_in)
         result[f"fc{layer}.bias"] = (fan_out,)
     return result
+
+
+def _bytes(array: Array) -> Array:
+    """The bits of an array: equal where NaN is, too."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _kind(answer: Any) -> str:

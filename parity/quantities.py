@@ -11,6 +11,7 @@ from parity.comparison import Comparison, compare
 from parity.fixtures import Case
 from parity.formulas import RIGHT, Array, Formulas
 from parity.judge import Judge
+from parity.ports.numpy_port import numpy_port
 from parity.tolerance import limits, perturb
 
 # How many times the largest drift among a few one-ulp-perturbed runs a right port's own drift may be. The largest of
@@ -133,38 +134,55 @@ def updates_of(judge: Judge, place: tuple[str, str], case: Case, steps: int) -> 
             )
 
 
+Walk = Callable[[Any, Any, Case], dict[str, Any]]
+"""What a port, from a state of its own, computes along the way: by any names, and its tensors by theirs."""
+
+
+def an_epoch(port: Any, state: Any, case: Case) -> dict[str, Any]:
+    state, losses = port.train_epoch(state, case.images, case.labels)
+    return {**port.tensors(state), "losses": losses}
+
+
 def epoch_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Comparison]:
-    """What an epoch changes and reports, within the drift of runs that start one ulp away."""
+    """What an epoch changes and reports."""
+    yield from along(judge, place, case, an_epoch)
+
+
+def along(
+    judge: Judge, place: tuple[str, str], case: Case, walk: Walk, is_explained: bool = True
+) -> Iterator[Comparison]:
+    """What many steps change and report, within the drift of walks that start one ulp away.
+
+    Walks that do several things are not `is_explained`: a mistake in one of them is none in the others.
+    """
 
     def oracle(formulas_: Formulas, tensors: Tensors | None = None) -> Tensors:
-        start = formulas.start(tensors or _upcast(case), case.experiment)
-        state, losses = formulas.train_epoch(formulas_, start, case.images, case.labels)
-        return {**state.tensors, "losses": losses}
+        port = numpy_port(formulas_)
+        return walk(port, port.start(tensors or _upcast(case), case.experiment), case)
 
-    def walk(port: Any, tensors: Tensors) -> Tensors:
-        state, losses = port.train_epoch(port.start(tensors, case.experiment), case.images, case.labels)
-        return {**port.tensors(state), "losses": losses}
+    def walked(port: Any, tensors: Tensors) -> Tensors:
+        return walk(port, port.start(tensors, case.experiment), case)
 
     of = Once(oracle)
-    expected = {name: of(name)(RIGHT) for name in (*case.tensors, "losses")}
-    reference = walk(judge.reference, case.tensors)
+    expected = {name: np.asarray(value) for name, value in oracle(RIGHT).items()}
+    reference = walked(judge.reference, case.tensors)
     moved = [perturb(case.tensors, seed) for seed in (1, 2)]
-    others = [reference, *(walk(judge.reference, start) for start in moved)]
+    others = [reference, *(walked(judge.reference, start) for start in moved)]
     others.append(oracle(RIGHT, {name: tensor.astype(np.float64) for name, tensor in moved[0].items()}))
-    found = walk(judge.port, case.tensors)
-    steps = len(expected["losses"])
-    yield compare(
-        (*place, case.name),
-        "steps",
-        float(len(found["losses"])),
-        float(steps),
-        recompute=lambda formulas_: float(len(of("losses")(formulas_))),
-    )
-    if len(found["losses"]) != steps:
-        del expected["losses"]
+    found = walked(judge.port, case.tensors)
     for name, values in expected.items():
-        drift = max(float(np.abs(other[name] - values).max()) for other in others)
-        start = case.tensors[name].astype(np.float64) if name != "losses" else np.zeros_like(values)
+        if values.ndim == 1 and name not in case.tensors:
+            yield compare(
+                (*place, case.name),
+                "steps",
+                float(len(found[name])),
+                float(len(values)),
+                recompute=_length(of(name)) if is_explained else None,
+            )
+            if len(found[name]) != len(values):
+                continue
+        drift = max(float(np.abs(np.asarray(other[name]) - values).max()) for other in others)
+        start = case.tensors[name].astype(np.float64) if name in case.tensors else np.zeros_like(values)
         yield compare(
             (*place, case.name),
             name,
@@ -172,10 +190,14 @@ def epoch_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Compa
             values - start,
             drift + case.eps * float(np.abs(values).max()),
             slack=ENVELOPE_SLACK,
-            reference=reference[name] - start,
+            reference=np.asarray(reference[name]) - start,
             eps=case.eps,
-            recompute=_minus(of(name), start),
+            recompute=_minus(of(name), start) if is_explained else None,
         )
+
+
+def _length(of: Callable[[Formulas], Array]) -> Callable[[Formulas], float]:
+    return lambda formulas_: float(len(of(formulas_)))
 
 
 def evaluation_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[Comparison]:
@@ -191,13 +213,16 @@ def evaluation_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[
     outputs = formulas.forward(RIGHT, _upcast(case), case.images, case.experiment).outputs
     best = np.sort(outputs, axis=1)
     undecided = int(np.sum(best[:, -1] - best[:, -2] <= 2 * 4 * unit.logits.max(axis=1)))
-    # An accuracy is a count: float32 may round it, and only images at a tie may go either way.
+    # An accuracy is a count: float32 may round it, and only images within rounding of a tie may go either way. Where
+    # outputs are equal without rounding, the first class counts, as in torch.argmax.
+    if not np.any(outputs - outputs[:, :1]):
+        undecided = 0
     accuracy_unit = undecided / len(case.labels) + float(np.finfo(np.float32).eps)
     parts = formulas.batches(len(case.labels), case.experiment.batch_size)
     # Rows err nearly independently of each other, so that their mean errs by less than they do: the root of the sum of
     # squares, and twice that, since they share the parameters.
     weights = np.concatenate([np.full(len(case.labels[part]), 1 / len(case.labels[part])) for part in parts])
-    loss_unit = 2 * float(np.linalg.norm(weights * unit.losses)) / len(parts) + float(np.finfo(np.float32).eps)
+    loss_unit = 2 * float(np.linalg.norm(weights * unit.losses)) / len(parts) + case.eps
     for index, (name, size) in enumerate((("accuracy", accuracy_unit), ("average loss", loss_unit))):
         yield compare(
             (*place, case.name),

@@ -15,10 +15,10 @@ from collections import defaultdict
 
 from fmnist_torch.data import load_dataset
 from parity.checks import CHECKS
-from parity.faults import numpy_port
 from parity.judge import Judge, run_check
 from parity.port import Held
 from parity.ports import jax_port, torch_port
+from parity.ports.numpy_port import numpy_port
 from parity.reruns import Reruns
 from parity.verdict import Outcome
 from parity.whole_runs import WHOLE_RUNS

@@ -18,12 +18,13 @@ from parity import fixtures, formulas
 from parity.checks import CHECKS
 from parity.comparison import compare
 from parity.diagnosis import explain
-from parity.faults import faults, numpy_port
+from parity.faults import faults
 from parity.formulas import RIGHT
 from parity.judge import STAGES, Judge, run_check
 from parity.mistakes import lower
 from parity.port import REQUIRED, Held, PortError, find
 from parity.ports import jax_port, oracle_port, torch_port
+from parity.ports.numpy_port import numpy_port
 from parity.reruns import Reruns
 from parity.tolerance import SLACK, limits, perturb
 from parity.verdict import LADDER, Verdict, climb
