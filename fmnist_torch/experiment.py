@@ -108,22 +108,6 @@ class Options:
     overwrite: bool = False
     """Delete the run that --output already holds, and write this one."""
 
-    def __post_init__(self) -> None:
-        check_places(self.data, self.output)
-
-
-def check_places(data: str | None, output: Path | None) -> None:
-    """Refuse an empty name, which a shell makes of an unset variable, and which would mean the current folder.
-
-    Raises:
-        UsageError: a name is empty.
-    """
-    for name, value in (("data", data), ("output", output)):
-        if value is not None and str(value) in ("", "."):
-            raise UsageError(
-                complaint(name, "" if value == "" else str(value), "the name of a folder, e.g. runs/first")
-            )
-
 
 def flag(name: str) -> str:
     """The command line's spelling of a field's name."""
@@ -139,6 +123,10 @@ def parse(kind: type[Flags], arguments: list[str], name: str, description: str, 
     Raises:
         UsageError: an unknown flag or a value that its flag does not take.
     """
+    for before, argument in itertools.pairwise(["", *arguments]):
+        # What a shell makes of an unset variable. As a folder it would be the current one.
+        if argument == "" or re.fullmatch(r"--[\w-]+=", argument):
+            raise UsageError(f"{argument.strip('=') or before} without a value (--help lists what there is)")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

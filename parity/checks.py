@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import fixtures
+from parity import fixtures, formulas
 from parity.comparison import Comparison, compare
 from parity.fixtures import Case
 from parity.formulas import RIGHT, Array
@@ -109,6 +109,9 @@ def torch_draw(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
             place = (stage, check, f"hidden {hidden}, seed {seed}")
             for name in expected:
                 yield compare(place, name, found[name], expected[name], recompute=of(name))
+            again = judge.port.init(experiment)
+            for name in expected:
+                yield compare(place, name, again[name], expected[name], recompute=of(name))
 
 
 def round_trip(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -130,6 +133,8 @@ def own_memory(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     port = judge.port
     state = port.start(case.tensors, case.experiment)
     before = port.tensors(state)
+    for name, expected in port.tensors(state).items():
+        yield compare((stage, check, "a second look"), name, expected, before[name])
     port.decode(case.images)
     port.logits(state, case.images)
     port.loss(state, case.images, case.labels)
@@ -179,7 +184,8 @@ def one_step(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 def other_rates(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     for lr in (1e-4, 0.05, 1.0):
         yield from updates_of(judge, (stage, check), judge.real(f"lr {lr:g}", lr=lr), steps=1)
-    for case in [*networks(judge), *softmax_outputs(judge)[:2]]:
+    far = fixtures.scaled(judge.real(lr=0.1), 300)
+    for case in [far, *networks(judge), *softmax_outputs(judge)[:2]]:
         yield from updates_of(judge, (stage, check), case, steps=1)
 
 
@@ -199,6 +205,15 @@ def double_steps(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 def order_and_tail(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
     yield from epoch_of(judge, (stage, check), judge.real("4 batches and a half one", rows=4 * 64 + 32, lr=0.05))
     yield from epoch_of(judge, (stage, check), judge.real("3 whole batches", rows=3 * 64))
+    halves = judge.real("two epochs on other images", rows=2 * 160, lr=0.05)
+    yield from along(judge, (stage, check), halves, _two_epochs, is_explained=False)
+
+
+def _two_epochs(port: Any, state: Any, case: Case) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for at in range(2):
+        state, seen[f"losses of epoch {at + 1}"] = port.train_epoch(state, case.images[at::2], case.labels[at::2])
+    return {**port.tensors(state), **seen}
 
 
 def batch_sizes(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -226,6 +241,9 @@ def test_batch_sizes(judge: Judge, stage: str, check: str) -> Iterator[Compariso
     for size, rows in ((50, 120), (7, 45), (1000, 300), (1, 3)):
         name = f"batches of {size} from {rows}"
         yield from evaluation_of(judge, (stage, check), _test_case(judge, name, rows, batch_size=size))
+    case = fixtures.scaled(_test_case(judge, "all of them right", 9000, batch_size=1000), 20)
+    outputs = formulas.forward(RIGHT, case.tensors, case.images, case.experiment).outputs
+    yield from evaluation_of(judge, (stage, check), fixtures.with_labels(case, case.name, outputs.argmax(axis=1)))
 
 
 def test_softmax(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
@@ -332,5 +350,5 @@ CHECKS = (
     Check("evaluate", "ties", test_ties),
     Check("evaluate", "float64", test_doubles, needs_float64=True),
     Check("evaluate", "state untouched", state_untouched),
-    Check("evaluate", "by turns", as_a_trainer_does),
+    Check("evaluate", "in training", as_a_trainer_does),
 )

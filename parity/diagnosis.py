@@ -17,7 +17,7 @@ from parity.mistakes import Explanation, explanations, lower
 def explain(stage: Sequence[Sequence[Comparison]]) -> str | None:
     """What explains a stage, check by check, of which one fails at least; None if nothing does.
 
-    A mistake in the formulas has to explain all checks of the stage; a relation of values, the first that fails.
+    A mistake in the formulas has to explain all that is compared in the stage; a relation of values, all that fails.
     """
     everything = [comparison for check in stage for comparison in check]
     first = next(check for check in stage if any(not comparison.passed for comparison in check))
@@ -35,24 +35,27 @@ def explain(stage: Sequence[Sequence[Comparison]]) -> str | None:
         for explanation in explanations(names, failing[0].stage):
             if all(_agrees(comparison, explanation) for comparison in to_explain):
                 return explanation.text
-    return _by_values(failing)
+    return _by_values([comparison for comparison in everything if not comparison.passed], failing)
 
 
 def _agrees(comparison: Comparison, explanation: Explanation) -> bool:
     assert comparison.recompute is not None
     with np.errstate(all="ignore"):
-        values = comparison.recompute(explanation.formulas)
+        try:
+            values = comparison.recompute(explanation.formulas)
+        except (ArithmeticError, IndexError, ValueError):
+            return False  # a mistake that cannot even be made here
         agrees = comparison.mostly_explained_by if explanation.is_of_precision else comparison.explained_by
         return comparison.explained_by(values) or agrees(values)
 
 
-def _by_values(failing: Sequence[Comparison]) -> str | None:
-    """What relates the values found to those expected, whatever computed them."""
+def _by_values(failing: Sequence[Comparison], first: Sequence[Comparison]) -> str | None:
+    """What relates all values that fail to those expected, whatever computed them; told of those that do so first."""
     if all(comparison.is_as_far_as_float32 for comparison in failing):
-        return f"{_listed(failing)} is off by no more than float32 rounds: is float32 where float64 was asked for?"
+        return f"{_listed(first)} is off by no more than float32 rounds: is float32 where float64 was asked for?"
     if any(comparison.explained_by(comparison.expected) for comparison in failing):
         return None  # so near to right that other explanations would fit by chance
-    where = _listed(failing)
+    where = _listed(first)
     for text, change in _changes():
         if all(comparison.explained_by(change(comparison.expected)) for comparison in failing):
             return f"{text.format(where)}"

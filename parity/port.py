@@ -1,11 +1,12 @@
 """Port: what a port has to offer to be judged; finding one; and holding it to its word at every call."""
 
+import contextlib
 import importlib
 import importlib.util
 import itertools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -86,12 +87,14 @@ def find(name: str) -> Any:
     """
     place, _, attribute = name.partition(":")
     try:
-        port = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        with _guarded():
+            port = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         for part in filter(None, attribute.split(".")):
             port = getattr(port, part)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             traceback.print_exc()
+            raise PortError(f"--port {name}: cannot be imported: {error}") from None
         raise PortError(
             f"--port {name}: {error}; expected a module on Python's path, module:attribute, or a file like port.py"
         ) from None
@@ -101,13 +104,22 @@ def find(name: str) -> Any:
         if not attribute:
             traceback.print_exc()
         raise PortError(f"--port {name}: {error}; expected module:attribute") from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         traceback.print_exc()
         raise PortError(f"--port {name}: cannot be imported: {type(error).__name__}: {error}") from None
     missing = [function for function in REQUIRED if not callable(getattr(port, function, None))]
     if missing:
         raise PortError(f"--port {name}: lacks {', '.join(missing)}; parity/port.py says what a port offers")
     return port
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Keep what a port prints off the verdict's lines, and its changes of NumPy's error handling to itself."""
+    with contextlib.redirect_stdout(sys.stderr), np.errstate():
+        yield
 
 
 def _import_file(path: Path) -> Any:
@@ -199,8 +211,11 @@ class Held:
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
-            return getattr(self.port, function)(*arguments)
-        except (Exception, SystemExit) as error:  # a port must not end its judge, least of all with a 0
+            with _guarded():
+                return getattr(self.port, function)(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a port must not end its judge, least of all with a 0
             traceback.print_exc()
             raise PortError(f"{self.name}: {function} raised {type(error).__name__}: {error}") from None
 
@@ -240,7 +255,7 @@ class Held:
 
     def _pair(self, function: str, answer: Any) -> tuple[Any, Any]:
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise PortError(f"{self.name}: {function} returned {type(answer).__name__}, expected a pair")
+            raise PortError(f"{self.name}: {function} returned {_kind(answer)}, expected a pair")
         return answer
 
     def _number(self, function: str, answer: Any) -> float:
@@ -293,4 +308,4 @@ def _bytes(array: Array) -> Array:
 def _kind(answer: Any) -> str:
     if isinstance(answer, np.ndarray):
         return f"an array {answer.dtype} {answer.shape}"
-    return f"{type(answer).__name__}"
+    return f"a tuple of {len(answer)}" if isinstance(answer, tuple) else type(answer).__name__

@@ -59,7 +59,9 @@ def gradients_of(
     judge: Judge, place: tuple[str, str], case: Case, demand_equality: bool = False
 ) -> Iterator[Comparison]:
     batch = case.images, case.labels
-    found = judge.port.gradients(judge.port.start(case.tensors, case.experiment), *batch)
+    state = judge.port.start(case.tensors, case.experiment)
+    judge.port.gradients(state, *batch)  # of which nothing may be left in the next ones
+    found = judge.port.gradients(state, *batch)
     reference = judge.reference.gradients(judge.reference.start(case.tensors, case.experiment), *batch)
     of = Once(lambda formulas_: formulas.gradients(formulas_, _upcast(case), *batch, case.experiment))
     unit = _limits(case).gradients
@@ -96,7 +98,9 @@ def updates_of(judge: Judge, place: tuple[str, str], case: Case, steps: int) -> 
             losses.append(loss)
         return {**state.tensors, "loss": np.array(losses)}
 
-    found, losses = walk(judge.port, judge.port.start(case.tensors, case.experiment))
+    state = judge.port.start(case.tensors, case.experiment)
+    own = judge.port.gradients(state, case.images, case.labels)
+    found, losses = walk(judge.port, state)
     reference, reference_losses = walk(judge.reference, judge.reference.start(case.tensors, case.experiment))
     of, start = Once(oracle), _upcast(case)
     units = [limits(case.tensors, case.images[part], case.labels[part], case.experiment) for part in parts]
@@ -122,7 +126,6 @@ def updates_of(judge: Judge, place: tuple[str, str], case: Case, steps: int) -> 
             recompute=_minus(of(name), start[name]),
         )
     if steps == 1:
-        own = judge.port.gradients(judge.port.start(case.tensors, case.experiment), case.images, case.labels)
         for name, gradient in own.items():
             change = case.experiment.lr * gradient.astype(np.float64)
             yield compare(

@@ -34,7 +34,9 @@ def row(outcome: Outcome) -> tuple[str, ...]:
 def _told(outcome: Outcome, share: float) -> str:
     if outcome.is_exact:
         return "differs" if share else "equal"
-    return f"{100 * share:.1f} %" if share < 100 else "> 100 times" if math.isfinite(share) else "not finite"
+    if math.isfinite(share):
+        return f"{100 * share:.1f} %" if share < 100 else "> 100 times"
+    return "differs" if all(math.isfinite(one.worst) for one in outcome.comparisons) else "not finite"
 
 
 def as_json(verdict: Verdict, config: dict[str, Any]) -> str:

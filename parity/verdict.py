@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.checks import CHECKS
-from parity.comparison import Comparison
+from parity.comparison import MEMORY, Comparison
 from parity.diagnosis import explain
 from parity.judge import STAGES, Check, Judge, run_check
 from parity.whole_runs import WHOLE_RUNS
@@ -65,7 +65,15 @@ class Divergence:
 
     def sentence(self) -> str:
         one = self.comparison
+        if one.tensor == MEMORY:
+            return f"the first divergence is in `{one.stage}` ({one.check}): {one.case}"
         differing = one.differing()
+        unbounded = int(np.sum(~np.isfinite(one.found)))
+        if unbounded and not self.explanation:
+            return (
+                f"the first divergence is `{one.stage}` of `{one.tensor}` ({one.check}: {one.case}): "
+                f"{unbounded} of its {one.found.size} values are not finite"
+            )
         amount = "" if differing.size == 1 else f", {_percent(float(differing.mean()))} of its values"
         reason = self.explanation or "none of the mistakes known here explains it"
         return f"the first divergence is `{one.stage}` of `{one.tensor}` ({one.check}: {one.case}){amount}: {reason}"

@@ -43,7 +43,10 @@ def test_the_limits_themselves_are_allowed() -> None:
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_bad_value_is_named_with_what_was_expected(name: str, value: str, joined: bool) -> None:
     given = [f"{flag(name)}={value}"] if joined and " " not in value else [flag(name), *value.split()]
-    with pytest.raises(UsageError, match=rf"^{flag(name)} \S.*: expected .*, e\.g\. {flag(name)} ") as caught:
+    expected = rf"^{flag(name)} \S.*: expected .*, e\.g\. {flag(name)} "
+    if joined and not value:
+        expected = f"^{flag(name)} without a value"
+    with pytest.raises(UsageError, match=expected) as caught:
         parsed(*given)
     assert "\n" not in str(caught.value)
     assert all(part.strip("0123456789") in str(caught.value) for part in value.split())
