@@ -187,7 +187,7 @@ GOOD = "from parity.ports.jax_port import *\nfrom parity.ports import jax_port\n
         (None, "no such file"),
         ("def decode(images): return images", "lacks start, tensors, logits"),
         ("import no_such_module_anywhere", "no_such_module_anywhere"),
-        ("this is not Python", "cannot be imported: SyntaxError"),
+        ("def (", "cannot be imported: SyntaxError"),
         (GOOD + "def decode(images): return jax_port.decode(images)[:, :-1]", r"float32 \(256, 783\).*\(256, 784\)"),
         (GOOD + "def decode(images): return jax_port.decode(images).astype(float)", "float64.*expected.*float32"),
         (GOOD + "def decode(images): return jax_port.decode(images).tolist()", "list.*expected a NumPy array"),
@@ -197,22 +197,30 @@ GOOD = "from parity.ports.jax_port import *\nfrom parity.ports import jax_port\n
         (GOOD + "def loss(state, images, labels): return None", "loss returned NoneType"),
         (
             GOOD + "def train_step(state, images, labels): return state",
-            "train_step returned State, expected a pair|pair",
+            "train_step returned Experiment where a number was expected",
         ),
     ],
 )
-def test_a_port_that_cannot_be_judged_ends_in_exit_2(
+def test_a_port_that_cannot_be_judged_is_told_why(
     code: str | None, words: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     path = tmp_path / "broken_port.py"
     if code is not None:
         path.write_text(code)
-    done = command("parity", "--port", str(path), "--only", "decode", "start", "loss", "update")
-    assert done.returncode == 2, done.stdout
-    assert re.search(words, done.stderr.splitlines()[-1])
-    if "raise" in (code or ""):
-        assert "Traceback" in done.stderr
-        assert "out of cheese" in done.stderr
+    with pytest.raises(PortError, match=words) as caught:
+        climb(judge(find(str(path)), dataset), ["decode", "start", "loss", "update"])
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_port_ends_in_its_traceback_and_our_line(dataset: Dataset, tmp_path: Path) -> None:
+    code = GOOD + "print('junk')\ndef decode(images):\n    print('more junk')\n    raise SystemExit(0)"
+    (tmp_path / "port.py").write_text(code)
+    done = command("parity", "--port", str(tmp_path / "port.py"), "--only", "decode")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("decode raised SystemExit: 0")
+    assert "junk" not in done.stdout
 
 
 def test_a_port_s_own_traceback_is_shown(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
