@@ -221,8 +221,8 @@ def _content() -> Any:
     return numpy_port(train_step=train_step, train_epoch=train_epoch)
 
 
-def _later(after: int, is_global: bool = False) -> Callable[[], Any]:
-    """A rate that is halved after so many steps, of a run or, kept in a global, of the process."""
+def _later(after: int, factor: float = 0.5, is_global: bool = False) -> Callable[[], Any]:
+    """A rate that changes by a factor after so many steps, of a run or, kept in a global, of the process."""
 
     def make() -> Any:
         count = SimpleNamespace(steps=0)
@@ -236,31 +236,8 @@ def _later(after: int, is_global: bool = False) -> Callable[[], Any]:
             tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
         ) -> tuple[Tensors, Tensors]:
             count.steps += 1
-            lr = experiment.lr * (0.5 if count.steps > after else 1)
+            lr = experiment.lr * (factor if count.steps > after else 1)
             return {name: _down(tensors[name], gradients[name], lr) for name in tensors}, velocity
-
-        late = numpy_port(replace(RIGHT, step=step))
-        late.start = start
-        return late
-
-    return make
-
-
-def _stops(after: int) -> Callable[[], Any]:
-    """Updates that cease after so many steps of a run."""
-
-    def make() -> Any:
-        count = SimpleNamespace(steps=0)
-
-        def start(tensors: Tensors, experiment: Experiment) -> State:
-            count.steps = 0
-            return formulas.start(tensors, experiment)
-
-        def step(
-            tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
-        ) -> tuple[Tensors, Tensors]:
-            count.steps += 1
-            return (tensors if count.steps > after else formulas.step(tensors, gradients, velocity, experiment)[0]), {}
 
         late = numpy_port(replace(RIGHT, step=step))
         late.start = start
@@ -488,5 +465,5 @@ def faults() -> Iterator[Fault]:
 
     yield f("no update below a loss of 0.8", "trajectory", _content, "does not change")
     yield f("rate halved after 5,000 steps", "trajectory", _later(5000))
-    yield f("updates stop after 15,000 steps", "trajectory", _stops(15_000))
+    yield f("updates stop after 15,000 steps", "trajectory", _later(15_000, factor=0.0))
     yield f("rate halved in a later run", "trends", _later(40_000, is_global=True))

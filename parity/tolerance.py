@@ -17,7 +17,7 @@ from parity import formulas
 from parity.formulas import RIGHT, Array
 
 # How many units a right port may err by. Ports that differ only in the order of their sums were seen to use at most
-# about a third of this (README, "What was measured").
+# about a third of this: `python -m tests.false_alarms` prints the shares.
 SLACK = 4.0
 
 
