@@ -3,7 +3,9 @@
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -14,7 +16,7 @@ from flax.training.train_state import TrainState
 from jax import lax
 from numpy.typing import NDArray
 
-from fmnist_jax import torch_rng
+from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
 from fmnist_torch import errors, runs
 from fmnist_torch.data import load_dataset
@@ -28,8 +30,13 @@ def decode(images: NDArray[np.uint8], device: jax.Device) -> jax.Array:
 
     In NumPy: XLA compiles `x / 255` to a multiplication by the reciprocal, which is 1 ulp off at 126 of 256 values.
     """
-    pixels: jax.Array = jax.device_put((images / np.float32(255)).reshape(len(images), PIXELS), device)
-    return pixels
+    # JAX takes over memory that is aligned to 64 bytes and copies any other: 30 to 130 ms instead of 110 to 520.
+    room = np.empty(images.size + 16, np.float32)
+    first = -room.ctypes.data % 64 // room.itemsize
+    pixels = room[first : first + images.size].reshape(len(images), PIXELS)
+    np.divide(images.reshape(pixels.shape), np.float32(255), out=pixels)
+    placed: jax.Array = jax.device_put(pixels, device)
+    return placed
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -67,35 +74,55 @@ def train_epoch(
     state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int
 ) -> tuple[TrainState, jax.Array]:
     """The state after all batches in order, the short last one too, and their losses, `(steps,) float32`."""
-    _check(images, labels)
-    steps, rest = divmod(len(labels), batch_size)
-
-    def step(state: TrainState, start: jax.Array) -> tuple[TrainState, jax.Array]:
-        batch = (lax.dynamic_slice_in_dim(whole, start, batch_size) for whole in (images, labels))
-        after: tuple[TrainState, jax.Array] = train_step(state, *batch)
-        return after
-
-    losses = jnp.empty(0, images.dtype)
-    if steps:
-        state, losses = lax.scan(step, state, batch_size * jnp.arange(steps))
-    if rest:
-        state, loss = train_step(state, images[-rest:], labels[-rest:])
-        losses = jnp.append(losses, loss)
-    return state, losses
+    after, losses = scan_batches(train_step, _transposed(state), images, labels, batch_size)
+    return _transposed(after).replace(apply_fn=state.apply_fn), losses
 
 
 @partial(jax.jit, static_argnames="batch_size")
 def evaluate(state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """How many images are classified rightly, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
+
+    def test_step(correct: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = state.apply_fn({"params": state.params}, images)
+        return correct + (logits.argmax(axis=1) == labels).sum(dtype=jnp.int32), cross_entropy(logits, labels).mean()
+
+    correct: jax.Array
+    correct, losses = scan_batches(test_step, jnp.zeros((), jnp.int32), images, labels, batch_size)
+    return correct, losses
+
+
+def scan_batches(
+    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]],
+    carry: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    batch_size: int,
+) -> tuple[Any, jax.Array]:
+    """What becomes of `carry` by a step for each batch in order, the short last one too, and what the steps return."""
     _check(images, labels)
-    logits = state.apply_fn({"params": state.params}, images)
-    correct = (logits.argmax(axis=1) == labels).sum()
-    losses = cross_entropy(logits, labels)
-    whole = len(labels) - len(labels) % batch_size
-    means = losses[:whole].reshape(-1, batch_size).mean(axis=1)
-    if whole < len(labels):
-        means = jnp.append(means, losses[whole:].mean())
-    return correct, means
+    steps, rest = divmod(len(labels), batch_size)
+
+    def next_step(carry: Any, start: jax.Array) -> tuple[Any, jax.Array]:
+        return step(carry, *(lax.dynamic_slice_in_dim(whole, start, batch_size) for whole in (images, labels)))
+
+    results = jnp.empty(0, images.dtype)
+    if steps:
+        carry, results = lax.scan(next_step, carry, batch_size * jnp.arange(steps))
+    if rest:
+        carry, result = step(carry, images[-rest:], labels[-rest:])
+        results = jnp.append(results, result)
+    return carry, results
+
+
+def _transposed(state: TrainState) -> TrainState:
+    """The same state with its kernels as `(out, in)`: so carried, XLA's loop on a CPU takes 51 ms an epoch, not 72."""
+
+    def apply_fn(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: jax.Array = state.apply_fn(jax.tree.map(jnp.transpose, variables), images)
+        return outputs
+
+    transposed: TrainState = jax.tree.map(jnp.transpose, state).replace(apply_fn=apply_fn)
+    return transposed
 
 
 def _check(images: jax.Array, labels: jax.Array) -> None:
@@ -129,6 +156,7 @@ def find_device(name: str) -> jax.Device:
 
 def main() -> None:
     options = parse(Options, sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.", EXPECTED)
+    programs.keep()
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)

@@ -1,0 +1,26 @@
+"""Compiled programs, kept between runs."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import platformdirs
+from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
+
+
+def keep() -> None:
+    """Let JAX keep what it compiles in the user's cache folder, unless the user has told it where.
+
+    XLA compiles for the very processor that it runs on, and JAX takes a program for any of its kind: a folder that
+    several machines share holds a folder for each kind of processor.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    processor = hashlib.sha256(repr(sorted(CPU_FEATURES.items())).encode()).hexdigest()[:16]
+    folder = Path(platformdirs.user_cache_dir("fmnist-parity")) / "programs" / processor
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
