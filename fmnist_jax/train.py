@@ -25,7 +25,7 @@ from fmnist_torch.experiment import CLASSES, EXPECTED, PIXELS, Experiment, Optio
 NAME = "fmnist_jax.train"
 
 
-def decode(images: NDArray[np.uint8], device: jax.Device) -> jax.Array:
+def decode(images: NDArray[np.uint8], device: jax.Device | jax.sharding.Sharding) -> jax.Array:
     """Pixels `(n, 784) float32 in [0, 1]` of images `uint8 (n, 28, 28)`.
 
     In NumPy: XLA compiles `x / 255` to a multiplication by the reciprocal, which is 1 ulp off at 126 of 256 values.
@@ -154,14 +154,18 @@ def find_device(name: str) -> jax.Device:
     return here[name]
 
 
+def cores() -> int:
+    """How many processor cores this process may use, which is how many threads XLA starts on a CPU."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def main() -> None:
     options = parse(Options, sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.", EXPECTED)
     programs.keep()
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)
-    threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    run = runs.start(options, runs.Environment("jax", str(device), "highest", threads), dataset)
+    run = runs.start(options, runs.Environment("jax", str(device), "highest", cores()), dataset)
 
     state = jax.device_put(init(experiment, from_torch(torch_rng.init(experiment))), device)
     train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))

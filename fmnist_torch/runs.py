@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ Tensors = dict[str, NDArray[Any]]
 """Parameters by torch's `state_dict` names and layouts: `fc1.weight (16, 784)`, `fc1.bias (16,)`, …"""
 
 LOG_EVERY = 100
+Item = TypeVar("Item")
 FILES = ("config.json", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png")
 PACKAGES = ("numpy", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "safetensors")
 
@@ -128,7 +129,7 @@ def start(options: Options, environment: Environment, dataset: Dataset) -> Run:
     if options.output is not None:
         prepare_folder(options.output, FILES, options.overwrite)
         run._write("config.json", _json({**asdict(options.experiment), "data": dataset.name}))
-        run._write("environment.json", _json(_describe(environment, dataset)))
+        run._write("environment.json", _json(describe_environment(environment, dataset)))
     print("\n".join(_header(run)), file=sys.stderr)
     return run
 
@@ -148,7 +149,7 @@ def test_lines(accuracy: float, average_loss: float) -> str:
     return f"Test Error: \n Accuracy: {100 * accuracy:>0.1f}%, Avg loss: {average_loss:>8f} \n"
 
 
-def progress(items: Sequence[int], what: str) -> Iterator[int]:
+def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     """The items, with a bar on standard error where that is a terminal."""
     if not sys.stderr.isatty():
         yield from items
@@ -190,7 +191,8 @@ def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
         (folder / name).unlink()
 
 
-def _describe(environment: Environment, dataset: Dataset) -> dict[str, Any]:
+def describe_environment(environment: Environment, dataset: Dataset) -> dict[str, Any]:
+    """All that results may depend on besides the experiment, for `environment.json`."""
     return {
         **asdict(environment),
         "python": platform.python_version(),
