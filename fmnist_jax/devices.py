@@ -38,6 +38,11 @@ def find_mesh(name: str) -> Mesh:
     return Mesh(np.array(jax.devices(platform)), (MEMBERS,))
 
 
+def describe(mesh: Mesh) -> str:
+    """E.g. `8 x cpu`."""
+    return f"{mesh.size} x {mesh.devices.flat[0].platform}"
+
+
 def place_data(dataset: Dataset, mesh: Mesh) -> tuple[Split, Split]:
     """Training and test images and labels, whole on every device; on a CPU all devices share one copy."""
     here = NamedSharding(mesh.local_mesh, PartitionSpec())

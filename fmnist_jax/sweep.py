@@ -26,7 +26,7 @@ from fmnist_torch.files import write_atomically
 NAME = "fmnist_jax.sweep"
 FILES = ("sweep.json", "sweep.png")
 MOST_MEMBERS = 100_000
-SWEEP_EXPECTED = {
+EXPECTED_VALUES = {
     "hidden": "networks by their hidden widths, e.g. --hidden 16 32 16-16 for three",
     "lr": "one or more positive numbers that float32 can hold, e.g. --lr 0.001 0.01",
     "seeds": "whole numbers from 0 to 2**64 - 1 and ranges of them, e.g. --seeds 0-63 100",
@@ -102,10 +102,10 @@ class Options:
         }
         for name, is_valid in valid.items():
             if not is_valid:
-                raise UsageError(complaint(name, str(getattr(self, name)), SWEEP_EXPECTED[name]))
+                raise UsageError(complaint(name, str(getattr(self, name)), EXPECTED_VALUES[name]))
         for name, values in (("hidden", self.networks), ("lr", self.lr), ("seeds", self.all_seeds)):
             if not values:
-                raise UsageError(complaint(name, "", SWEEP_EXPECTED[name]))
+                raise UsageError(complaint(name, "", EXPECTED_VALUES[name]))
             value, count = Counter(values).most_common(1)[0]
             if count > 1:
                 given = "-".join(map(str, value)) if isinstance(value, tuple) else value
@@ -122,7 +122,7 @@ class Options:
         """Hidden widths of every network."""
         for hidden in self.hidden:
             if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", hidden):
-                raise UsageError(complaint("hidden", hidden, SWEEP_EXPECTED["hidden"]))
+                raise UsageError(complaint("hidden", hidden, EXPECTED_VALUES["hidden"]))
         return [tuple(map(int, hidden.split("-"))) for hidden in self.hidden]
 
     @cached_property
@@ -137,7 +137,7 @@ class Options:
             bounds = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", given)
             first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (0, -1)
             if not first <= last < 2**64:
-                raise UsageError(complaint("seeds", given, SWEEP_EXPECTED["seeds"]))
+                raise UsageError(complaint("seeds", given, EXPECTED_VALUES["seeds"]))
             # One more than may be is enough to be refused.
             seeds.extend(itertools.islice(range(first, last + 1), MOST_MEMBERS + 1))
         return seeds
@@ -197,7 +197,7 @@ def bytes_of(experiment: Experiment) -> int:
 
 
 def main() -> None:
-    options = parse(Options, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.", SWEEP_EXPECTED)
+    options = parse(Options, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.", EXPECTED_VALUES)
     devices.split_cpu()
     programs.keep()
     if options.coordinator is not None:
@@ -209,8 +209,8 @@ def main() -> None:
     if options.output is not None and is_first:
         runs.prepare_folder(options.output, FILES, options.overwrite)
     memory = devices.free_memory(mesh) if options.memory is None else int(options.memory * 2**30)
-    device = f"{mesh.size} x {mesh.devices.flat[0].platform}"
-    device = f"{mesh.size} x {mesh.devices.flat[0].platform}"
+    device = devices.describe(mesh)
+    device = devices.describe(mesh)
     environment = runs.Environment("jax", device, "highest", train.cores())
     if is_first:
         print(f"device: {device}, {options.processes} process{'es' * (options.processes > 1)}", file=sys.stderr)
