@@ -71,7 +71,7 @@ def main() -> None:
     mesh = devices.find_mesh(options.device)
     dataset = load_dataset(options.data)
     if options.output is not None:
-        runs.prepare_folder(options.output, FILES, options.overwrite)
+        runs.check_folder(options.output, FILES, options.overwrite)
     environment = runs.Environment("jax", devices.describe(mesh), "highest", train.cores())
     print(f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…", file=sys.stderr)
     print(f"device: {environment.device}, {len(options.all_seeds)} seeds", file=sys.stderr)

@@ -110,12 +110,9 @@ class Options:
             if count > 1:
                 given = "-".join(map(str, value)) if isinstance(value, tuple) else value
                 raise UsageError(f"{flag(name)} {given}: given {count} times; give every value once")
-        if len(self.networks) * len(self.switches) * len(self.lr) * len(self.all_seeds) > MOST_MEMBERS:
-            raise UsageError(
-                f"--seeds {' '.join(self.seeds)}: more than {MOST_MEMBERS:,} members in all; make it fewer"
-            )
-        for setting in self.settings:
-            replace(setting, seed=0)
+        if len(self.settings) * len(self.all_seeds) > MOST_MEMBERS:
+            given = " ".join(self.seeds)
+            raise UsageError(f"--seeds {given}: more than {MOST_MEMBERS:,} members in all; give fewer")
 
     @cached_property
     def networks(self) -> list[tuple[int, ...]]:
@@ -181,10 +178,13 @@ def train_members(
 
 
 def chunk_size(experiment: Experiment, members: int, devices: int, memory: int) -> int:
-    """How many members are trained together: all, or equal parts that fit into `memory`, in multiples of devices."""
-    fitting = max(1, memory // bytes_of(experiment) // devices) * devices
+    """How many members are trained together: all, or equal parts that fit into `memory`, the same on every device."""
+    # On a CPU, XLA rounds a product of fewer than 64 rows, of all members of a device together, otherwise than a larger
+    # one. Devices that have as many give the same bits however many devices there are.
+    least = math.ceil(64 / experiment.hidden[0])
+    fitting = max(least, memory // bytes_of(experiment) // devices) * devices
     chunks = math.ceil(members / fitting)
-    return math.ceil(members / chunks / devices) * devices
+    return max(least, math.ceil(members / chunks / devices)) * devices
 
 
 def bytes_of(experiment: Experiment) -> int:
@@ -198,18 +198,18 @@ def bytes_of(experiment: Experiment) -> int:
 
 def main() -> None:
     options = parse(Options, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.", EXPECTED_VALUES)
+    is_first = options.process == 0
+    # What may fail in one process only comes before they join: the others would wait for it in vain.
+    if options.output is not None and is_first:
+        runs.check_folder(options.output, FILES, options.overwrite)
+    dataset = load_dataset(options.data)
     devices.split_cpu()
     programs.keep()
     if options.coordinator is not None:
-        settings = repr(replace(options, process=0, data=None, output=None, overwrite=False))
+        settings = repr(replace(options, process=0, data=None, output=None, overwrite=False)) + dataset.sha256
         hosts.join(options.coordinator, options.processes, options.process, settings, options.wait)
     mesh = devices.find_mesh(options.device)
-    dataset = load_dataset(options.data)
-    is_first = options.process == 0
-    if options.output is not None and is_first:
-        runs.prepare_folder(options.output, FILES, options.overwrite)
     memory = devices.free_memory(mesh) if options.memory is None else int(options.memory * 2**30)
-    device = devices.describe(mesh)
     device = devices.describe(mesh)
     environment = runs.Environment("jax", device, "highest", train.cores())
     if is_first:

@@ -99,8 +99,8 @@ def _more_units(results: Results) -> Lesson:
         "from 4 to 16 units helps much, to 32 less than one point more",
         claims,
         verdict,
-        f"16 units beat 4 by {(sixteen - four).mean():.1f} points; 32 beat 16 by {gain.mean():.2f} ± {interval:.2f} (95 "
-        f"% interval of the mean), by less than one in {int((gain < 1).sum())} of {len(gain)} seeds",
+        f"16 units gain {(sixteen - four).mean():.1f} points on 4; 32 gain {gain.mean():.2f} ± {interval:.2f} on 16 "
+        f"(the mean's 95 % interval), less than one in {int((gain < 1).sum())} of {len(gain)} seeds",
     )
 
 
