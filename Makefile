@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults test lint
+.PHONY: train parity faults lessons bench test lint
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -12,6 +12,12 @@ parity: $(INSTALLED)
 
 faults: $(INSTALLED)
 	$(BIN)/python -m parity faults --document parity/FAULTS.md
+
+lessons: $(INSTALLED)
+	$(BIN)/python -m fmnist_jax.lessons --output runs/lessons --overwrite
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 # One thread each: processes that wait for each other's threads take many times as long.
 test: $(INSTALLED)

@@ -88,7 +88,7 @@ class Options:
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Where process 0 listens for the others."""
 
-    wait: float = 60.0
+    wait: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Seconds to wait for the other processes."""
 
     def __post_init__(self) -> None:

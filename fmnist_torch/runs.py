@@ -162,8 +162,8 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
         yield from bar.track(items, description=what)
 
 
-def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
-    """Make sure of a folder that can be written and holds none of the files; with `overwrite`, delete those it does.
+def check_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
+    """Make sure of a folder that can be written and, without `overwrite`, holds none of the files.
 
     Raises:
         UsageError: it is no such folder; nothing in it was touched.
@@ -187,8 +187,17 @@ def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
     folders = [name for name in held if (folder / name).is_dir()]
     if folders:
         raise UsageError(f"--output {folder}: {folders[0]} is a folder where a file will be written; move it away")
-    for name in held:
-        (folder / name).unlink()
+
+
+def prepare_folder(folder: Path, files: Sequence[str], overwrite: bool) -> None:
+    """Make sure of a folder as `check_folder` does; with `overwrite`, delete those of the files that it holds.
+
+    Raises:
+        UsageError: it is no such folder; nothing in it was touched.
+    """
+    check_folder(folder, files, overwrite)
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
 
 
 def describe_environment(environment: Environment, dataset: Dataset) -> dict[str, Any]:
