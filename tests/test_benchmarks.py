@@ -51,7 +51,7 @@ def test_a_quick_run_measures_every_side_and_leaves_its_files(dataset: Dataset, 
             quotients = [one / entry["models"] / other for one, other in zip(seconds_of(entry), base, strict=True)]
             assert entry["times_fmnist_jax_per_model"]["median"] == pytest.approx(median(quotients))
             (line,) = (line for line in done.stdout.splitlines() if line.split()[:2] == [name, side])
-            assert line.split()[-2] == f"{median(quotients):.3g}"
+            assert line.split()[-2] == report.plain(median(quotients))
             assert f"| {side} |" in page
     assert all(run["peak_bytes"] > 2**27 for side in NAMES for run in told["whole_processes"][side]["rounds"])
     assert told["steady_state"]["fmnist_jax"]["compile_seconds"] > 0
@@ -70,6 +70,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     cpu = Environment("cpu", 2, None)
     results = report.Results(
         machine={**machine.describe({"fmnist_jax": cpu}), "cpu": "Abacus"},
+        load=0.0,
         data="synthetic",
         quick=False,
         rounds=3,
@@ -84,6 +85,7 @@ def test_ratios_are_taken_round_by_round() -> None:
         assert results.ratio(part, "population") == (1, 1, 1)
     assert json.loads(report.as_json(results))["whole_processes"]["post"]["seconds"]["median"] == 45
     assert draw(results).startswith(b"\x89PNG")
+    assert [report.plain(value) for value in (0.02344, 12.34, 1234.5)] == ["0.0234", "12.3", "1,234"]
     assert spread([3, 1, 2]) == (2, 1, 3)
     assert ratios([6, 8], [2, 4, 5]) == [3, 2]
 

@@ -1,0 +1,33 @@
+"""The data as torchvision keeps it after a download, in a folder that may be written to: where the sides read it."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from fmnist_torch.data import Split, load_dataset
+
+IMAGES, LABELS = 2051, 2049  # magic numbers of the IDX format: unsigned bytes in three dimensions and in one
+
+
+def write(place: str | None, folder: Path) -> str:
+    """Write what `--data` asks for below `folder`; returns the data's name. Fills the trainers' cache on the way."""
+    dataset = load_dataset(place)
+    _raw(folder).mkdir(parents=True)
+    for prefix, split in (("train", dataset.train), ("t10k", dataset.test)):
+        images, labels = split
+        header = struct.pack(">4I", IMAGES, *images.shape)
+        (_raw(folder) / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">2I", LABELS, *labels.shape)
+        (_raw(folder) / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
+    return dataset.name
+
+
+def read_training(folder: Path) -> Split:
+    """The training set that `write` put there."""
+    images = np.fromfile(_raw(folder) / "train-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
+    return Split(images, np.fromfile(_raw(folder) / "train-labels-idx1-ubyte", np.uint8, offset=8).astype(np.int64))
+
+
+def _raw(folder: Path) -> Path:
+    return folder / "FashionMNIST" / "raw"
