@@ -20,7 +20,8 @@ from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
 from fmnist_torch import errors, runs
 from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import CLASSES, EXPECTED, PIXELS, Experiment, Options, parse
+from fmnist_torch.experiment import CLASSES, PIXELS, Experiment
+from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_jax.train"
 
@@ -160,25 +161,27 @@ def cores() -> int:
 
 
 def main() -> None:
-    options = parse(Options, sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.", EXPECTED)
+    options = parse_options(sys.argv[1:], NAME, "Train the JAX mirror on FashionMNIST.")
     programs.keep()
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)
-    run = runs.start(options, runs.Environment("jax", str(device), "highest", cores()), dataset)
+    environment = runs.Environment("jax", str(device), "highest", cores())
+    with runs.start(options, environment, dataset, NAME) as run:
+        params = from_torch(run.begin(partial(torch_rng.init, experiment)))
+        state = jax.device_put(init(experiment, params), device)
+        train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
+        train_labels, test_labels = (
+            jax.device_put(split.labels.astype(np.int32), device) for split in (dataset.train, dataset.test)
+        )
 
-    state = jax.device_put(init(experiment, from_torch(torch_rng.init(experiment))), device)
-    train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
-    train_labels, test_labels = (
-        jax.device_put(split.labels.astype(np.int32), device) for split in (dataset.train, dataset.test)
-    )
-
-    for epoch in run.epochs():
-        state, losses = train_epoch(state, train_images, train_labels, experiment.batch_size)
-        run.report_training(epoch, losses)
-        correct, losses = evaluate(state, test_images, test_labels, experiment.batch_size)
-        run.report_test(epoch, correct, losses)
-    run.finish(to_torch(state.params))
+        for epoch in run.epochs():
+            state, losses = train_epoch(state, train_images, train_labels, experiment.batch_size)
+            run.report_training(epoch, losses)
+            correct, losses = evaluate(state, test_images, test_labels, experiment.batch_size)
+            run.report_test(epoch, correct, losses)
+            run.keep(epoch, partial(to_torch, state.params))
+        run.finish(to_torch(state.params))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from fmnist_torch.errors import UnavailableError, UsageError
 from fmnist_torch.experiment import CLASSES, TEST_IMAGES, TRAINING_IMAGES
-from fmnist_torch.files import write_atomically
+from fmnist_torch.files import read_file, write_atomically
 
 # MD5 sums of the original files: torchvision/datasets/mnist.py, FashionMNIST.resources.
 MD5 = {
@@ -28,6 +28,9 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+
+# Twice what the arrays take.
+MOST_CACHED = 2**27
 
 HOLDING = "that holds FashionMNIST's four .gz files below FashionMNIST/raw, or 'synthetic'"
 
@@ -211,7 +214,7 @@ def _read_cache() -> Dataset | None:
     """The cached arrays; None, with a line that says so if they are damaged, where they have to be made anew."""
     path = _cache_file()
     try:
-        arrays = load(path.read_bytes())
+        arrays = load(read_file(path, MOST_CACHED))
         train = Split(arrays["train_images"], arrays["train_labels"])
         test = Split(arrays["test_images"], arrays["test_labels"])
         wrong = _verify(train, test)
@@ -219,9 +222,7 @@ def _read_cache() -> Dataset | None:
         return None
     except KeyError as error:
         wrong = f"lacks {error}"
-    except OSError as error:
-        wrong = error.strerror
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, UsageError, ValueError) as error:
         wrong = str(error)
     if wrong is not None:
         print(

@@ -25,6 +25,14 @@ class UnavailableError(Failure):
     exit_code = 3
 
 
+class Interrupted(BaseException):
+    """The command was asked to end by a signal, and has come to a point where it can. The message is for the user."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 def run(command: Callable[[], None], name: str) -> int:
     """Run `command` and return its exit code.
 
@@ -44,6 +52,9 @@ def run(command: Callable[[], None], name: str) -> int:
     except Failure as failure:
         print(f"{name}: {' '.join(str(failure).split())}", file=sys.stderr)
         return failure.exit_code
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

@@ -31,6 +31,7 @@ EXPECTED = {
     "lr": "a positive number that float32 can hold, e.g. --lr 0.001",
     "epochs": "a whole number of at least 1, e.g. --epochs 20",
     "seed": "a whole number from 0 to 2**64 - 1, e.g. --seed 0",
+    "checkpoint_every": "a whole number of at least 1, e.g. --checkpoint-every 1",
 }
 
 
@@ -108,17 +109,41 @@ class Options:
     overwrite: bool = False
     """Delete the run that --output already holds, and write this one."""
 
+    resume: bool = False
+    """Go on with the run that --output holds, from its last checkpoint; what other flags leave open is as it was, and
+    more --epochs extend it."""
+
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint in --output to the next."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            given = str(self.checkpoint_every)
+            raise UsageError(complaint("checkpoint_every", given, EXPECTED["checkpoint_every"]))
+        if self.resume and self.output is None:
+            raise UsageError("--resume without --output: name the folder of the run to go on with")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite: a run is gone on with or replaced; give one of the two")
+
 
 def flag(name: str) -> str:
     """The command line's spelling of a field's name."""
     return "--" + name.replace("_", "-")
 
 
-def parse(kind: type[Flags], arguments: list[str], name: str, description: str, expected: Mapping[str, str]) -> Flags:
+def parse(
+    kind: type[Flags],
+    arguments: list[str],
+    name: str,
+    description: str,
+    expected: Mapping[str, str],
+    default: Flags | None = None,
+) -> Flags:
     """What a command line asks for, by the flags of a dataclass; `--help` prints them and exits.
 
     Args:
         expected: what the values of some fields have to be, in words for whoever gave others.
+        default: the values of flags that are not given, where they are not the dataclass's own.
 
     Raises:
         UsageError: an unknown flag or a value that its flag does not take.
@@ -135,6 +160,7 @@ def parse(kind: type[Flags], arguments: list[str], name: str, description: str, 
                 args=arguments,
                 prog=f"python -m {name}",
                 description=description,
+                default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as exit:

@@ -1,31 +1,40 @@
 """What a run says and leaves behind: log lines, metrics, files. The same on both sides."""
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from safetensors.numpy import save
 
+from fmnist_torch import checkpoints, interruption, locks, resuming
+from fmnist_torch.checkpoints import Checkpoint, Tensors
 from fmnist_torch.data import Dataset
-from fmnist_torch.errors import Failure, UsageError
+from fmnist_torch.errors import Failure, Interrupted, UsageError
 from fmnist_torch.experiment import Experiment, Options
-from fmnist_torch.files import write_atomically
-
-Tensors = dict[str, NDArray[Any]]
-"""Parameters by torch's `state_dict` names and layouts: `fc1.weight (16, 784)`, `fc1.bias (16,)`, …"""
+from fmnist_torch.files import append, clear_temporaries, cut, write_atomically
 
 LOG_EVERY = 100
 Item = TypeVar("Item")
-FILES = ("config.json", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png")
+FILES = (
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "model.safetensors",
+    "curves.png",
+)
 PACKAGES = ("numpy", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "safetensors")
 
 
@@ -46,12 +55,29 @@ class Run:
     options: Options
     environment: Environment
     dataset: Dataset
+    resumed: Checkpoint | None = None
+    """What the run goes on from; None for a start."""
+    safe_point: Callable[[], None] = lambda: None
+    """Called where the run can end, in case a signal asked for it."""
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    """Where the run took place, and from which epoch on."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0
+    """Bytes of `metrics.jsonl`, and their SHA-256."""
+    digest: Any = field(default_factory=hashlib.sha256)
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
         return self.options.experiment.batches(len(self.dataset.train.labels))
+
+    def begin(self, init: Callable[[], Tensors]) -> Tensors:
+        """The parameters that the run starts or goes on from; `init` draws those of a start."""
+        if self.resumed is not None:
+            return self.resumed.tensors
+        tensors = init()
+        self._checkpoint(0, lambda: tensors)
+        return tensors
 
     def report_training(self, epoch: int, losses: ArrayLike) -> None:
         """Print and record an epoch's training losses, `(steps,) float32`, each from before its update.
@@ -63,12 +89,12 @@ class Run:
         total = len(self.dataset.train.labels)
         finite = np.isfinite(losses)
         steps = len(losses) if finite.all() else int(finite.argmin())
-        lines = [f"Epoch {epoch}", "-" * 31]
+        lines, entries = [f"Epoch {epoch}", "-" * 31], []
         for step in range(0, steps, LOG_EVERY):
             lines.append(loss_line(losses[step], step, self.options.experiment.batch_size, total))
-            self.metrics.append({"epoch": epoch, "step": step + 1, "loss": float(losses[step])})
+            entries.append({"epoch": epoch, "step": step + 1, "loss": float(losses[step])})
         print("\n".join(lines), flush=True)
-        self._write_metrics()
+        self._record(entries)
         if steps < len(losses):
             raise self._not_finite(f"training loss of epoch {epoch}, step {steps + 1} of {len(losses)},")
 
@@ -85,9 +111,25 @@ class Run:
             raise self._not_finite(f"test loss after epoch {epoch}, step {self.steps}, in {step},")
         accuracy = int(np.asarray(correct)) / len(self.dataset.test.labels)
         average = float(losses.mean())
-        self.metrics.append({"epoch": epoch, "accuracy": accuracy, "average_loss": average})
         print(test_lines(accuracy, average), flush=True)
-        self._write_metrics()
+        self._record([{"epoch": epoch, "accuracy": accuracy, "average_loss": average}])
+
+    def keep(self, epoch: int, tensors: Callable[[], Tensors]) -> None:
+        """Keep the state after an epoch where it is time to, and end here if a signal asked for it.
+
+        Args:
+            tensors: makes the parameters by torch's names, where they are needed.
+
+        Raises:
+            Interrupted: a signal asked for it; the state is kept.
+        """
+        try:
+            self.safe_point()
+        except Interrupted:
+            self._checkpoint(epoch, tensors)
+            raise
+        if epoch % self.options.checkpoint_every == 0 or epoch == self.options.experiment.epochs:
+            self._checkpoint(epoch, tensors)
 
     def finish(self, tensors: Tensors) -> None:
         """Leave the run's parameters and its curves; say that it is done."""
@@ -101,37 +143,88 @@ class Run:
         print("Done!", flush=True)
 
     def epochs(self) -> Iterator[int]:
-        """The run's epochs from 1 on, behind a progress bar where standard error is a terminal."""
-        return progress(range(1, self.options.experiment.epochs + 1), "epochs")
+        """The run's epochs still to come, counted from 1, behind a progress bar where standard error is a terminal."""
+        done = self.resumed.epoch if self.resumed else 0
+        return progress(range(done + 1, self.options.experiment.epochs + 1), "epochs")
 
-    def _write_metrics(self) -> None:
-        self._write("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.metrics).encode())
+    def _record(self, entries: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        if self.options.output is not None:
+            append(self.options.output / "metrics.jsonl", lines)
+        self.metrics += entries
+        self.size += len(lines)
+        self.digest.update(lines)
+
+    def _checkpoint(self, epoch: int, tensors: Callable[[], Tensors]) -> None:
+        if self.options.output is None:
+            return
+        checkpoint = Checkpoint(
+            experiment=self.options.experiment,
+            epoch=epoch,
+            step=epoch * self.steps,
+            tensors=tensors(),
+            data={"name": self.dataset.name, "sha256": self.dataset.sha256},
+            environments=self.environments,
+            metrics_size=self.size,
+            metrics_sha256=self.digest.hexdigest(),
+        )
+        checkpoints.write(self.options.output / "checkpoint.safetensors", checkpoint)
 
     def _not_finite(self, what: str) -> Failure:
         return Failure(f"the {what} is no longer finite; try a smaller --lr than {self.options.experiment.lr:g}")
 
     def _write(self, name: str, content: bytes) -> None:
-        if self.options.output is None:
-            return
-        try:
+        if self.options.output is not None:
             write_atomically(self.options.output / name, content)
-        except OSError as error:
-            raise Failure(f"{self.options.output / name}: cannot be written: {error.strerror}") from None
 
 
-def start(options: Options, environment: Environment, dataset: Dataset) -> Run:
-    """Print a run's header to standard error and put down what it starts from.
+@contextlib.contextmanager
+def start(options: Options, environment: Environment, dataset: Dataset, name: str) -> Iterator[Run]:
+    """A run from its first epoch or, with `--resume`, from its last checkpoint; prints its header to standard error.
+
+    While it lasts, no other run can write into its folder, and signals end it only where nothing is lost.
 
     Raises:
-        UsageError: `--output` holds a run already or cannot be written; nothing in it was touched.
+        UsageError: `--output` cannot be used, or holds what cannot be resumed; nothing in it was touched.
     """
+    folder = options.output
     run = Run(options, environment, dataset)
-    if options.output is not None:
-        prepare_folder(options.output, FILES, options.overwrite)
-        run._write("config.json", _json({**asdict(options.experiment), "data": dataset.name}))
-        run._write("environment.json", _json(describe_environment(environment, dataset)))
-    print("\n".join(_header(run)), file=sys.stderr)
-    return run
+    with contextlib.ExitStack() as stack:
+        advice = f"{name}: interrupted"
+        if folder is not None:
+            check_folder(folder, FILES, overwrite=options.overwrite or options.resume)
+            stack.enter_context(locks.hold(folder))
+            run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
+            _settle(run, folder)
+            advice += f"; go on by: python -m {name} --output {shlex.quote(str(folder))} --resume"
+        print("\n".join(_header(run)), file=sys.stderr)
+        run.safe_point = stack.enter_context(interruption.graceful(advice))
+        yield run
+
+
+def _settle(run: Run, folder: Path) -> None:
+    """Put down what the run starts from."""
+    clear_temporaries(folder, FILES)
+    described = describe_environment(run.environment, run.dataset)
+    if run.resumed is None:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        lines = resuming.read_metrics(folder, run.resumed)
+        # What came after the checkpoint is trained, and told, once more.
+        cut(folder / resuming.METRICS, len(lines))
+        run.digest.update(lines)
+        run.size = len(lines)
+        run.metrics = [json.loads(line) for line in lines.splitlines()]
+        run.environments = run.resumed.environments
+        for difference in resuming.differences(run.environments[-1], described):
+            print(f"the run goes on elsewhere, and may come to other bits: {difference}", file=sys.stderr)
+    if not run.environments or resuming.differences(run.environments[-1], described):
+        first = run.resumed.epoch + 1 if run.resumed else 1
+        run.environments = [*run.environments, {"from_epoch": first, **described}]
+    write_atomically(folder / "config.json", _json({**asdict(run.options.experiment), "data": run.dataset.name}))
+    write_atomically(folder / "environment.json", _json({**described, "earlier": run.environments[:-1]}))
+    append(folder / "metrics.jsonl", b"")
 
 
 def loss_line(loss: float, step: int, batch_size: int, total: int) -> str:
@@ -219,7 +312,15 @@ def _header(run: Run) -> list[str]:
         f"device: {environment.device}, {environment.precision} precision, {environment.threads} threads",
         f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…",
         f"network: {describe(experiment)}, {experiment.parameters:,} parameters",
+        *_progress_so_far(run),
     ]
+
+
+def _progress_so_far(run: Run) -> list[str]:
+    if run.resumed is None:
+        return []
+    done, epochs = run.resumed.epoch, run.options.experiment.epochs
+    return [f"going on after epoch {done} of {epochs}" if done < epochs else f"finished: all {epochs} epochs are done"]
 
 
 def describe(experiment: Experiment) -> str:

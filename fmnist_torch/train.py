@@ -1,6 +1,7 @@
 """Train the reference: `python -m fmnist_torch.train`."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fmnist_torch import errors, runs
 from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import EXPECTED, Options, parse
-from fmnist_torch.model import init
+from fmnist_torch.model import from_numpy, init, to_numpy
+from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_torch.train"
 
@@ -73,24 +74,29 @@ def find_device(name: str) -> torch.device:
 
 
 def main() -> None:
-    options = parse(Options, sys.argv[1:], NAME, "Train the PyTorch reference on FashionMNIST.", EXPECTED)
+    options = parse_options(sys.argv[1:], NAME, "Train the PyTorch reference on FashionMNIST.")
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)
     precision = torch.get_float32_matmul_precision()
-    run = runs.start(options, runs.Environment("torch", str(device), precision, torch.get_num_threads()), dataset)
+    environment = runs.Environment("torch", str(device), precision, torch.get_num_threads())
+    with runs.start(options, environment, dataset, NAME) as run:
+        model = init(experiment)
+        model.load_state_dict(from_numpy(run.begin(partial(to_numpy, model))))
+        model.to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
+        train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
+        train_labels, test_labels = (
+            torch.tensor(split.labels, device=device) for split in (dataset.train, dataset.test)
+        )
 
-    model = init(experiment).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
-    train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
-    train_labels, test_labels = (torch.tensor(split.labels, device=device) for split in (dataset.train, dataset.test))
-
-    for epoch in run.epochs():
-        losses = train_epoch(model, optimizer, train_images, train_labels, experiment.batch_size)
-        run.report_training(epoch, losses.cpu())
-        correct, losses = evaluate(model, test_images, test_labels, experiment.batch_size)
-        run.report_test(epoch, correct.cpu(), losses.cpu())
-    run.finish({name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
+        for epoch in run.epochs():
+            losses = train_epoch(model, optimizer, train_images, train_labels, experiment.batch_size)
+            run.report_training(epoch, losses.cpu())
+            correct, losses = evaluate(model, test_images, test_labels, experiment.batch_size)
+            run.report_test(epoch, correct.cpu(), losses.cpu())
+            run.keep(epoch, partial(to_numpy, model))
+        run.finish(to_numpy(model))
 
 
 if __name__ == "__main__":
