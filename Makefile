@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults lessons bench test lint
+.PHONY: train parity faults lessons bench test lint crash
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -22,6 +22,9 @@ bench: $(INSTALLED)
 # One thread each: processes that wait for each other's threads take many times as long.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+crash: $(INSTALLED)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.crash --kills 200
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check

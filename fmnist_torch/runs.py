@@ -28,10 +28,10 @@ from fmnist_torch.files import append, clear_temporaries, cut, write_atomically
 LOG_EVERY = 100
 Item = TypeVar("Item")
 FILES = (
+    "checkpoint.safetensors",  # the first to be deleted: without it, nothing else is taken for a run to go on with
     "config.json",
     "environment.json",
     "metrics.jsonl",
-    "checkpoint.safetensors",
     "model.safetensors",
     "curves.png",
 )

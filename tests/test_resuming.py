@@ -1,5 +1,6 @@
 """A run can be killed, interrupted, damaged and short of disk, and goes on to the bits it would have come to."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -36,7 +37,8 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def checkpoint_of(experiment: Experiment = Experiment(), epoch: int = 1) -> Checkpoint:
+def checkpoint_of(hidden: tuple[int, ...] = (16,), epoch: int = 1) -> Checkpoint:
+    experiment = Experiment(hidden)
     empty = hashlib.sha256(b"").hexdigest()
     data = {"name": "FashionMNIST", "sha256": "0" * 64}
     return Checkpoint(experiment, epoch, 938 * epoch, torch_rng.init(experiment), data, [{"from_epoch": 1}], 0, empty)
@@ -99,12 +101,20 @@ def test_contradictions_are_named_and_nothing_is_touched(side: str, whole: dict[
     flags = "--resume --hidden 32 8 --lr 0.01 --seed 3 --epochs 2 --softmax-output --batch-size 60"
     done = command(f"{side}.train", "--output", str(whole[side]), *flags.split())
     assert done.returncode == 2
-    for words in ("--hidden 32 8 was 16", "--lr 0.01 was 0.001", "--seed 3 was 0", "--epochs 2 was 3", "--batch-size 60"):
+    for words in (
+        "--hidden 32 8 was 16",
+        "--lr 0.01 was 0.001",
+        "--seed 3 was 0",
+        "--epochs 2 was 3",
+        "--batch-size 60",
+    ):
         assert words in done.stderr
     assert "--softmax-output True was False" in done.stderr
     other_data = command(f"{side}.train", "--output", str(whole[side]), "--resume", "--data", "synthetic")
     assert other_data.returncode == 2
-    assert re.fullmatch(rf"{side}.train: --data: this is synthetic .*was trained on FashionMNIST.*\n", other_data.stderr)
+    assert re.fullmatch(
+        rf"{side}.train: --data: this is synthetic .*was trained on FashionMNIST.*\n", other_data.stderr
+    )
     assert digests(whole[side]) == before
 
 
@@ -234,7 +244,7 @@ def refusal(path: Path) -> str:
 
 def test_no_flipped_bit_and_no_missing_byte_of_a_checkpoint_is_believed(tmp_path: Path) -> None:
     path, choose = tmp_path / "checkpoint.safetensors", random.Random(0)
-    checkpoints.write(path, checkpoint_of(Experiment(hidden=(2,))))
+    checkpoints.write(path, checkpoint_of((2,)))
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     places = [*range(header), *(choose.randrange(header, len(content)) for _ in range(400))]
@@ -351,10 +361,8 @@ def with_fault(number: int, action: Callable[[], None]) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
             patch.setattr(os, name, failing(getattr(os, name)))
-        try:
+        with contextlib.suppress(OSError):
             action()
-        except OSError:
-            pass
     return made >= number
 
 
