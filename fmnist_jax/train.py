@@ -191,7 +191,7 @@ def main() -> None:
     device = find_device(options.device)
     state = jax.device_put(init(experiment, from_torch(torch_rng.init(experiment))), device)
     with ThreadPoolExecutor() as pool:
-        # Beside the reading of the data: 3 % of the whole process with the programs in the cache, more without.
+        # Beside the reading of the data: 3 % of the whole process with the programs in the cache, 10 % without.
         programs_ahead = pool.submit(compile_ahead, state, experiment.batch_size, device)
         dataset = load_dataset(options.data)
         run = runs.start(options, runs.Environment("jax", str(device), "highest", cores()), dataset)
