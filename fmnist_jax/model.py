@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import CLASSES, Experiment
-from fmnist_torch.runs import Tensors
 
 Params = dict[str, dict[str, Any]]
 """flax's parameters: `{"fc1": {"kernel": (784, 16), "bias": (16,)}, …}`."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
 from numpy.typing import NDArray
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 
 
 def init(experiment: Experiment) -> Tensors:

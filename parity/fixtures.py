@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.data import Split
 from fmnist_torch.experiment import CLASSES, Experiment
-from fmnist_torch.runs import Tensors
 from parity import formulas
 from parity.formulas import RIGHT, Array
 from parity.port import shapes

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_jax import torch_rng
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 
 Array = NDArray[Any]
 

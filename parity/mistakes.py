@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 from parity import formulas
 from parity.formulas import RIGHT, Array, Formulas
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.errors import UsageError
 from fmnist_torch.experiment import CLASSES, PIXELS, Experiment
-from fmnist_torch.runs import Tensors
 
 Array = NDArray[Any]
 State = Any

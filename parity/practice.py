@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmnist_torch.runs import Tensors
+from fmnist_torch.checkpoints import Tensors
 from parity.fixtures import Case
 from parity.judge import Judge
 from parity.port import Held

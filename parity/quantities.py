@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.runs import Tensors
+from fmnist_torch.checkpoints import Tensors
 from parity import formulas
 from parity.comparison import Comparison, compare
 from parity.fixtures import Case

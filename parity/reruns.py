@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.data import Dataset, load_dataset
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 from parity.formulas import Array
 from parity.tolerance import perturb
 

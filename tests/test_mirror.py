@@ -16,10 +16,10 @@ from safetensors.numpy import load, save
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
 from fmnist_torch import train as reference
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.data import Dataset, Split
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.model import init
-from fmnist_torch.runs import Tensors
 
 DEVICE = jax.devices()[0]
 

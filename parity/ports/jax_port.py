@@ -12,8 +12,8 @@ from flax.training.train_state import TrainState
 
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 from parity.port import Array
 
 

@@ -4,8 +4,8 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 from parity import formulas
 from parity.formulas import RIGHT, Array, Formulas, State
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fmnist_torch import model, train
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
 from fmnist_torch.model import ShallowNetwork
-from fmnist_torch.runs import Tensors
 from parity.port import Array
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors
 
 Batch = Any
 
