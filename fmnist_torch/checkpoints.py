@@ -58,7 +58,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {"format": FORMAT, "sha256": UNSIGNED.decode(), "run": json.dumps(described)}
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}, metadata)
     signature = hashlib.sha256(content).hexdigest().encode()
-    write_atomically(path, content.replace(UNSIGNED, signature, 1))
+    write_atomically(path, content.replace(b'"sha256":"' + UNSIGNED, b'"sha256":"' + signature, 1))
 
 
 def read(path: Path) -> Checkpoint:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import numpy as np
 import tyro
@@ -160,7 +160,7 @@ def parse(
                 args=arguments,
                 prog=f"python -m {name}",
                 description=description,
-                default=default,
+                default=cast(Flags, default),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as exit:

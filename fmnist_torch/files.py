@@ -66,13 +66,14 @@ def read_file(path: Path, most: int) -> bytes:
     """
     try:
         # What is no regular file may have no end, or not even a beginning: neither is waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
+        with _closed_at_the_end(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as descriptor:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError(f"{path}: not a regular file; move it away")
             if status.st_size > most:
                 raise UsageError(f"{path}: {status.st_size:,} bytes, expected at most {most:,}; it is something else")
-            return file.read(most)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most)
     except FileNotFoundError:
         raise
     except OSError as error:

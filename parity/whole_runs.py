@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from fmnist_torch.checkpoints import Tensors
 from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import Tensors, progress
+from fmnist_torch.runs import progress
 from parity import fixtures
 from parity.comparison import Comparison, compare
 from parity.formulas import Array

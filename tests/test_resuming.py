@@ -261,7 +261,8 @@ def test_no_flipped_bit_and_no_missing_byte_of_a_checkpoint_is_believed(tmp_path
 def signed(tensors: dict[str, np.ndarray], **metadata: str) -> bytes:
     """A safetensors file with a right signature, whatever else it says."""
     content = save(tensors, {"sha256": "0" * 64, **metadata})
-    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
+    signature = hashlib.sha256(content).hexdigest().encode()
+    return content.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + signature, 1)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
