@@ -18,6 +18,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: it could not be written; the old file is untouched and no temporary file is left.
     """
+    with _naming(path):
+        _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary(path.name))
     try:
         with _closed_at_the_end(descriptor):
@@ -39,7 +44,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: it could not be written; the file is as long as it was.
     """
-    with _closed_at_the_end(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)) as descriptor:
+    with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)) as descriptor:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         try:
             _write(descriptor, content)
@@ -52,7 +57,7 @@ def append(path: Path, content: bytes) -> None:
 
 def cut(path: Path, size: int) -> None:
     """Cut the file at `path` down to its first `size` bytes, in place."""
-    with _closed_at_the_end(os.open(path, os.O_WRONLY)) as descriptor:
+    with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY)) as descriptor:
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
 
@@ -102,6 +107,16 @@ def _flush_folder(folder: Path) -> None:
     """A new name is safe on the disk only when its folder is."""
     with _closed_at_the_end(os.open(folder, os.O_RDONLY)) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError within say which file it is about: system calls on descriptors do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -192,6 +192,7 @@ def start(options: Options, environment: Environment, dataset: Dataset, name: st
     with contextlib.ExitStack() as stack:
         advice = f"{name}: interrupted"
         if folder is not None:
+            stack.enter_context(_telling_what_cannot_be_written(folder))
             check_folder(folder, FILES, overwrite=options.overwrite or options.resume)
             stack.enter_context(locks.hold(folder))
             run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
@@ -200,6 +201,16 @@ def start(options: Options, environment: Environment, dataset: Dataset, name: st
         print("\n".join(_header(run)), file=sys.stderr)
         run.safe_point = stack.enter_context(interruption.graceful(advice))
         yield run
+
+
+@contextlib.contextmanager
+def _telling_what_cannot_be_written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename).parent != folder:
+            raise
+        raise Failure(f"{error.filename}: cannot be written: {error.strerror}") from None
 
 
 def _settle(run: Run, folder: Path) -> None:

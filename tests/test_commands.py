@@ -24,7 +24,8 @@ from fmnist_torch.model import init
 from tests.conftest import command
 
 SIDES = ["fmnist_torch", "fmnist_jax"]
-FILES = {"config.json", "environment.json", "metrics.jsonl", "model.safetensors", "curves.png"}
+STARTED = {"checkpoint.safetensors", "config.json", "environment.json", "metrics.jsonl"}
+FILES = STARTED | {"model.safetensors", "curves.png"}
 PATTERN = r"loss: (\S+)|Accuracy: (\S+)%, Avg loss: (\S+)"
 
 # What PyTorch's quickstart script prints for the post's network after torch.manual_seed(0).
@@ -143,8 +144,8 @@ def test_an_overwritten_run_leaves_nothing_of_the_old_one(dataset: Dataset, tmp_
         (tmp_path / name).write_text("old")
     done = command("fmnist_jax.train", "--lr", "1e10", "--output", str(tmp_path), "--overwrite")
     assert done.returncode == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "environment.json", "metrics.jsonl"}
-    assert all(path.read_text() != "old" for path in tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == STARTED
+    assert all(path.read_bytes() != b"old" for path in tmp_path.iterdir())
 
 
 def test_a_folder_in_a_file_s_place_is_refused_before_anything_is_deleted(dataset: Dataset, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_disk_that_is_full_ends_in_one_line(dataset: Dataset, tmp_path: Path) 
     run = f"ulimit -f 8; {sys.executable} -m fmnist_jax.train --epochs 1 --output {tmp_path / 'run'}"
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("model.safetensors: cannot be written: File too large")
+    assert done.stderr.splitlines()[-1].endswith("checkpoint.safetensors: cannot be written: File too large")
     assert "Done!" not in done.stdout
     full = f"{sys.executable} -m fmnist_jax.train --epochs 1 >/dev/full"
     done = subprocess.run(["bash", "-c", full], capture_output=True, text=True, check=False)
