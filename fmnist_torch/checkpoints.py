@@ -1,9 +1,7 @@
 """A run's state after an epoch, as one file that is either whole and undamaged or refused."""
 
-import hashlib
 import itertools
 import json
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from fmnist_torch.errors import UsageError
 from fmnist_torch.experiment import MOST_PARAMETERS, Experiment
 from fmnist_torch.files import read_file, write_atomically
+from fmnist_torch.signatures import kind_of, save_signed
 
 Tensors = dict[str, NDArray[Any]]
 """Parameters by torch's `state_dict` names and layouts: `fc1.weight (16, 784)`, `fc1.bias (16,)`, …"""
 
-FORMAT = "fmnist-parity checkpoint 1"
-UNSIGNED = b"0" * 64
+KIND = "checkpoint 1"
 MOST_BYTES = 4 * MOST_PARAMETERS + 2**24
 
 
@@ -47,18 +45,12 @@ class Checkpoint:
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint at `path`; the last one stays until the new one is safe.
 
-    It is a safetensors file whose entry `sha256` is that of the file itself with zeros in this place: safetensors alone
-    notices no flipped bit.
-
     Raises:
         OSError: it could not be written; the last one is untouched.
     """
     described = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint) if field.name != "tensors"}
     described["experiment"] = asdict(checkpoint.experiment)
-    metadata = {"format": FORMAT, "sha256": UNSIGNED.decode(), "run": json.dumps(described)}
-    content = save({name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.tensors.items()}, metadata)
-    signature = hashlib.sha256(content).hexdigest().encode()
-    write_atomically(path, content.replace(b'"sha256":"' + UNSIGNED, b'"sha256":"' + signature, 1))
+    write_atomically(path, save_signed(checkpoint.tensors, KIND, run=json.dumps(described)))
 
 
 def read(path: Path) -> Checkpoint:
@@ -77,16 +69,11 @@ def read(path: Path) -> Checkpoint:
 
 
 def _decoded(content: bytes) -> Checkpoint:
-    signature = re.search(rb'"sha256":"([0-9a-f]{64})"', content)
-    if signature is None:
-        raise ValueError("not a checkpoint of this program, or damaged")
-    unsigned = content[: signature.start(1)] + UNSIGNED + content[signature.end(1) :]
-    if hashlib.sha256(unsigned).hexdigest().encode() != signature[1]:
-        raise ValueError("damaged: its SHA-256 is not the one that it states")
+    kind = kind_of(content)
+    if kind != KIND:
+        raise ValueError(f"it is {f'a {kind}' if kind else 'something else'}, expected a {KIND}")
     tensors = load(content)
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"of another version: {metadata['format']!r}, expected {FORMAT!r}")
     described = json.loads(metadata["run"])
     described["experiment"]["hidden"] = tuple(described["experiment"]["hidden"])
     checkpoint = Checkpoint(**described | {"experiment": Experiment(**described["experiment"]), "tensors": tensors})

@@ -116,12 +116,17 @@ class Options:
     checkpoint_every: int = 1
     """Epochs from one checkpoint in --output to the next."""
 
+    tensorboard: bool = False
+    """Write the curves for TensorBoard, too, into the folder tensorboard in --output."""
+
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             given = str(self.checkpoint_every)
             raise UsageError(complaint("checkpoint_every", given, EXPECTED["checkpoint_every"]))
         if self.resume and self.output is None:
             raise UsageError("--resume without --output: name the folder of the run to go on with")
+        if self.tensorboard and self.output is None:
+            raise UsageError("--tensorboard without --output: name a folder to write into")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite: a run is gone on with or replaced; give one of the two")
 

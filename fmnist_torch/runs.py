@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from safetensors.numpy import save
 
-from fmnist_torch import checkpoints, interruption, locks, resuming
+from fmnist_torch import boards, checkpoints, interruption, locks, resuming
 from fmnist_torch.checkpoints import Checkpoint, Tensors
 from fmnist_torch.data import Dataset
 from fmnist_torch.errors import Failure, Interrupted, UsageError
 from fmnist_torch.experiment import Experiment, Options
 from fmnist_torch.files import append, clear_temporaries, cut, write_atomically
+from fmnist_torch.signatures import save_signed
 
 LOG_EVERY = 100
 Item = TypeVar("Item")
@@ -65,6 +65,8 @@ class Run:
     size: int = 0
     """Bytes of `metrics.jsonl`, and their SHA-256."""
     digest: Any = field(default_factory=hashlib.sha256)
+    board: Any = None
+    """TensorBoard's writer, where it was asked for."""
 
     @property
     def steps(self) -> int:
@@ -136,7 +138,7 @@ class Run:
         if self.options.output is not None:
             from fmnist_torch.curves import draw
 
-            self._write("model.safetensors", save({name: np.ascontiguousarray(tensors[name]) for name in tensors}))
+            self._write("model.safetensors", save_signed(tensors, "model 1"))
             experiment = self.options.experiment
             title = f"{self.environment.framework} on {self.dataset.name}: {describe(experiment)}"
             self._write("curves.png", draw(title, self.metrics, self.steps))
@@ -151,6 +153,8 @@ class Run:
         lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
         if self.options.output is not None:
             append(self.options.output / "metrics.jsonl", lines)
+        if self.board is not None:
+            boards.record(self.board, entries, self.steps)
         self.metrics += entries
         self.size += len(lines)
         self.digest.update(lines)
@@ -198,6 +202,9 @@ def start(options: Options, environment: Environment, dataset: Dataset, name: st
             run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
             _settle(run, folder)
             advice += f"; go on by: python -m {name} --output {shlex.quote(str(folder))} --resume"
+            if options.tensorboard:
+                run.board = boards.start(folder, run.resumed.step if run.resumed else 0)
+                stack.callback(run.board.close)
         print("\n".join(_header(run)), file=sys.stderr)
         run.safe_point = stack.enter_context(interruption.graceful(advice))
         yield run

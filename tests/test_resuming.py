@@ -27,6 +27,7 @@ from fmnist_torch.checkpoints import Checkpoint
 from fmnist_torch.data import Dataset
 from fmnist_torch.errors import UsageError
 from fmnist_torch.experiment import Experiment
+from fmnist_torch.signatures import save_signed
 from tests import crash
 from tests.conftest import ROOT, command
 
@@ -258,26 +259,21 @@ def test_no_flipped_bit_and_no_missing_byte_of_a_checkpoint_is_believed(tmp_path
     assert checkpoints.read(path).epoch == 1
 
 
-def signed(tensors: dict[str, np.ndarray], **metadata: str) -> bytes:
-    """A safetensors file with a right signature, whatever else it says."""
-    content = save(tensors, {"sha256": "0" * 64, **metadata})
-    signature = hashlib.sha256(content).hexdigest().encode()
-    return content.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + signature, 1)
-
-
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path, good = tmp_path / "checkpoint.safetensors", torch_rng.init(Experiment())
     checkpoints.write(path, checkpoint_of())
     header = json.loads(path.read_bytes()[8:].split(b"\n")[0][: int.from_bytes(path.read_bytes()[:8], "little")])
     told = json.loads(header["__metadata__"]["run"])
 
-    def crafted(tensors: dict[str, np.ndarray], version: str = checkpoints.FORMAT, **changed: Any) -> bytes:
-        return signed(tensors, format=version, run=json.dumps(told | changed))
+    def crafted(tensors: dict[str, np.ndarray], version: str = checkpoints.KIND, **changed: Any) -> bytes:
+        """A file with a right signature, whatever else it says."""
+        return save_signed(tensors, version, run=json.dumps(told | changed))
 
     experiment = told["experiment"]
     hostile = {
         "a plain model": save(good),
-        "another version": crafted(good, "fmnist-parity checkpoint 9"),
+        "a signed model": save_signed(good, "model 1"),
+        "another version": crafted(good, "checkpoint 9"),
         "another network": crafted(torch_rng.init(Experiment(hidden=(17,)))),
         "a name with path parts": crafted(good | {"../../fc1.weight": good["fc1.weight"]}),
         "NaN": crafted(good | {"fc1.bias": np.full(16, np.nan, np.float32)}),
@@ -290,7 +286,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "a rate in words": crafted(good, experiment=experiment | {"lr": "0.001"}),
         "an unknown setting": crafted(good, experiment=experiment | {"momentum": 0.9}),
         "no environment": crafted(good, environments=[]),
-        "JSON nested a million deep": signed(good, format=checkpoints.FORMAT, run="[" * 10**6),
+        "JSON nested a million deep": save_signed(good, checkpoints.KIND, run="[" * 10**6),
         "a header of terabytes": (2**43).to_bytes(8, "little") + path.read_bytes()[8:],
         "text": b"not a checkpoint\n",
         "nothing": b"",

@@ -1,0 +1,35 @@
+"""Ask a trained model what is in images: `python -m fmnist_jax.predict`."""
+
+import sys
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_jax.model import from_torch, network
+from fmnist_jax.train import decode, find_device
+from fmnist_torch import errors, predictions
+from fmnist_torch.checkpoints import Tensors
+from fmnist_torch.experiment import Experiment
+
+NAME = "fmnist_jax.predict"
+
+
+def prepare(device_name: str) -> predictions.Predict:
+    """The network on a device, as a function of its parameters and images."""
+    device = find_device(device_name)
+
+    def probabilities(experiment: Experiment, tensors: Tensors, images: NDArray[np.uint8]) -> predictions.Probabilities:
+        params = jax.device_put(from_torch(tensors), device)
+        logits = jax.jit(network(experiment).apply)({"params": params}, decode(images, device))
+        return np.asarray(jax.nn.softmax(logits))
+
+    return probabilities
+
+
+def main() -> None:
+    predictions.run(sys.argv[1:], NAME, prepare)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, NAME))

@@ -1,0 +1,38 @@
+"""Ask a trained model what is in images: `python -m fmnist_torch.predict`."""
+
+import sys
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmnist_torch import errors, predictions
+from fmnist_torch.checkpoints import Tensors
+from fmnist_torch.experiment import Experiment
+from fmnist_torch.model import ShallowNetwork, from_numpy
+from fmnist_torch.train import decode, find_device
+
+NAME = "fmnist_torch.predict"
+
+
+def prepare(device_name: str) -> predictions.Predict:
+    """The network on a device, as a function of its parameters and images."""
+    device = find_device(device_name)
+
+    @torch.no_grad()
+    def probabilities(experiment: Experiment, tensors: Tensors, images: NDArray[np.uint8]) -> predictions.Probabilities:
+        model = ShallowNetwork(experiment)
+        model.load_state_dict(from_numpy(tensors))
+        logits = model.to(device).eval()(decode(images, device))
+        found: predictions.Probabilities = logits.softmax(dim=1).numpy(force=True)
+        return found
+
+    return probabilities
+
+
+def main() -> None:
+    predictions.run(sys.argv[1:], NAME, prepare)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, NAME))
