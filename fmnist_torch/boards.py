@@ -1,6 +1,9 @@
 """A run's curves as TensorBoard shows them, under the same tags on both sides."""
 
+import contextlib
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ def start(output: Path, done: int) -> Any:
         UnavailableError: tensorboardX is not installed.
     """
     try:
-        from tensorboardX import SummaryWriter
+        with _unseen("torch"):
+            from tensorboardX import SummaryWriter
     except ImportError:
         raise UnavailableError(
             "--tensorboard: tensorboardX is not installed; add it by pip install 'fmnist-parity[tensorboard]'"
@@ -24,6 +28,22 @@ def start(output: Path, done: int) -> Any:
     if not done:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
     return SummaryWriter(str(output / FOLDER), purge_step=done + 1 if done else None)
+
+
+@contextlib.contextmanager
+def _unseen(module: str) -> Iterator[None]:
+    """Let imports within not find a module that was not imported yet.
+
+    tensorboardX imports torch wherever it is installed, for tensors that it gets none of here: 3 s of a JAX process.
+    """
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
 
 
 def record(board: Any, entries: list[dict[str, Any]], steps: int) -> None:

@@ -76,7 +76,7 @@ def _mistakes(
 def _units(figure: Any, weights: NDArray[np.float32]) -> None:
     shown = weights[:MOST_UNITS]
     more = f", the first {len(shown)} of {len(weights)}" if len(weights) > len(shown) else ""
-    figure.suptitle(f"What the hidden units look at{more}: orange excites, blue inhibits", fontsize=11)
+    figure.suptitle(f"What the hidden units look at{more}: orange excites, violet inhibits", fontsize=11)
     columns = min(len(shown), max(8, math.ceil(math.sqrt(2.4 * len(shown)))))
     grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False)
     for number, axes in enumerate(grid.flat):

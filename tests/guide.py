@@ -18,7 +18,7 @@ from parity.verdict import Verdict, climb
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "porting.md"
 DRAFT = ROOT / "docs" / "first_draft.py"
-STAGES = ["decode", "loss", "gradients", "epoch", "evaluate"]
+STAGES = ["decode", "gradients", "epoch"]
 FAULTS = {
     "reciprocal": "pixels * (1/255)",
     "sum": "sum for mean",
