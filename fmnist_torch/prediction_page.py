@@ -51,7 +51,7 @@ def _confusions(figure: Any, names: Sequence[str], counts: NDArray[np.int64]) ->
             axes.text(column, row, count, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="taken for", ylabel="is", title="Confusions")
+    axes.set(xlabel="taken for", ylabel="true class", title="Confusions")
 
 
 def _mistakes(
