@@ -39,7 +39,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add `content` to the file at `path`, which is made if there is none, and flush it to the disk.
+    """Add `content` to the file at `path`, which is made if there is none; `flush` makes it survive a loss of power.
 
     Raises:
         OSError: it could not be written; the file is as long as it was.
@@ -48,11 +48,16 @@ def append(path: Path, content: bytes) -> None:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         try:
             _write(descriptor, content)
-            os.fsync(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, size)
             raise
+
+
+def flush(path: Path) -> None:
+    """Let what was written to the file at `path` so far survive a loss of power."""
+    with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY)) as descriptor:
+        os.fsync(descriptor)
 
 
 def cut(path: Path, size: int) -> None:

@@ -9,6 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from fmnist_torch.checkpoints import Checkpoint, Tensors
 from fmnist_torch.data import Dataset
 from fmnist_torch.errors import Failure, Interrupted, UsageError
 from fmnist_torch.experiment import Experiment, Options
-from fmnist_torch.files import append, clear_temporaries, cut, write_atomically
+from fmnist_torch.files import append, clear_temporaries, cut, flush, write_atomically
 from fmnist_torch.signatures import save_signed
 
 LOG_EVERY = 100
@@ -65,6 +66,10 @@ class Run:
     size: int = 0
     """Bytes of `metrics.jsonl`, and their SHA-256."""
     digest: Any = field(default_factory=hashlib.sha256)
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    """Writes checkpoints while the next epoch is trained: 1 ms of it, or 2 % of the mirror's epochs."""
+    written: Future[None] | None = None
+    """The last checkpoint that was given to the writer."""
     board: Any = None
     """TensorBoard's writer, where it was asked for."""
 
@@ -129,12 +134,14 @@ class Run:
             self.safe_point()
         except Interrupted:
             self._checkpoint(epoch, tensors)
+            self._wait()
             raise
         if epoch % self.options.checkpoint_every == 0 or epoch == self.options.experiment.epochs:
             self._checkpoint(epoch, tensors)
 
     def finish(self, tensors: Tensors) -> None:
         """Leave the run's parameters and its curves; say that it is done."""
+        self._wait()
         if self.options.output is not None:
             from fmnist_torch.curves import draw
 
@@ -166,13 +173,19 @@ class Run:
             experiment=self.options.experiment,
             epoch=epoch,
             step=epoch * self.steps,
-            tensors=tensors(),
+            tensors={name: tensor.copy() for name, tensor in tensors().items()},
             data={"name": self.dataset.name, "sha256": self.dataset.sha256},
             environments=self.environments,
             metrics_size=self.size,
             metrics_sha256=self.digest.hexdigest(),
         )
-        checkpoints.write(self.options.output / "checkpoint.safetensors", checkpoint)
+        self._wait()
+        self.written = self.writer.submit(_write_checkpoint, self.options.output, checkpoint)
+
+    def _wait(self) -> None:
+        """Until the last checkpoint is safe; what kept it from that is raised here."""
+        if self.written is not None:
+            self.written.result()
 
     def _not_finite(self, what: str) -> Failure:
         return Failure(f"the {what} is no longer finite; try a smaller --lr than {self.options.experiment.lr:g}")
@@ -199,6 +212,7 @@ def start(options: Options, environment: Environment, dataset: Dataset, name: st
             stack.enter_context(_telling_what_cannot_be_written(folder))
             check_folder(folder, FILES, overwrite=options.overwrite or options.resume)
             stack.enter_context(locks.hold(folder))
+            stack.callback(run.writer.shutdown)
             run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
             _settle(run, folder)
             advice += f"; go on by: python -m {name} --output {shlex.quote(str(folder))} --resume"
@@ -208,6 +222,11 @@ def start(options: Options, environment: Environment, dataset: Dataset, name: st
         print("\n".join(_header(run)), file=sys.stderr)
         run.safe_point = stack.enter_context(interruption.graceful(advice))
         yield run
+
+
+def _write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    flush(folder / resuming.METRICS)
+    checkpoints.write(folder / resuming.CHECKPOINT, checkpoint)
 
 
 @contextlib.contextmanager
