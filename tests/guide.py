@@ -1,5 +1,6 @@
 """What docs/porting.md quotes, made anew: `python -m tests.guide` puts it into the guide."""
 
+import argparse
 import re
 import tempfile
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def _told(verdict: Verdict) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m tests.guide", description=__doc__).parse_args()
     GUIDE.write_text(fill(GUIDE.read_text(), load_dataset()))
 
 
