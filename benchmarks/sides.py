@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fmnist_torch.curves import BLUE, GREY, ORANGE
+from fmnist_torch.curves import BLUE, GREEN, GREY, ORANGE, SKY
 from fmnist_torch.experiment import TRAINING_IMAGES, Experiment
-
-# More of Okabe and Ito's palette.
-SKY, GREEN = "#56B4E9", "#009E73"
 
 MEMBERS = 64
 

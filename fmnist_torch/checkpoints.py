@@ -77,7 +77,7 @@ def _decoded(content: bytes) -> Checkpoint:
     described = json.loads(metadata["run"])
     described["experiment"]["hidden"] = tuple(described["experiment"]["hidden"])
     checkpoint = Checkpoint(**described | {"experiment": Experiment(**described["experiment"]), "tensors": tensors})
-    wrong = _wrong_values(checkpoint) or wrong_tensors(tensors, checkpoint.experiment)
+    wrong = _wrong_values(checkpoint) or _wrong_tensors(tensors, checkpoint.experiment)
     if wrong is not None:
         raise ValueError(wrong)
     return checkpoint
@@ -98,7 +98,7 @@ def _wrong_values(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def wrong_tensors(tensors: Tensors, experiment: Experiment) -> str | None:
+def _wrong_tensors(tensors: Tensors, experiment: Experiment) -> str | None:
     """What tells these from an experiment's parameters, in words; None if nothing does."""
     expected: dict[str, tuple[int, ...]] = {}
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):

@@ -9,7 +9,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SKY = "#56B4E9"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", SKY, "#000000")
 
 
 def draw(title: str, metrics: list[dict[str, Any]], steps_per_epoch: int) -> bytes:

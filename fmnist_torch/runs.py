@@ -84,6 +84,8 @@ class Run:
             return self.resumed.tensors
         tensors = init()
         self._checkpoint(0, lambda: tensors)
+        # Before the first line of metrics: metrics without any checkpoint could not be gone on with.
+        self._wait()
         return tensors
 
     def report_training(self, epoch: int, losses: ArrayLike) -> None:
