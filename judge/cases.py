@@ -1,0 +1,51 @@
+"""What is asked: a state, batches and a call; and what an answer to it is. NumPy only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]
+"""Parameters and buffers by torch's `state_dict` names and layouts: `conv.weight (out, in, 3, 3) float32`, …"""
+Batch = Mapping[str, Array]
+"""What a training program is fed at once, by the names that its author gives: `images (64, 784) float32`, …"""
+Answer = dict[str, Array]
+"""What somebody says to a case: quantity → array, in the order in which they are computed; see `CALLS`."""
+
+Call = Literal["load", "init", "outputs", "value_and_grad", "train_steps", "train_epoch", "evaluate"]
+
+CALLS: dict[Call, str] = {
+    "load": "state/NAME: every tensor of the state after `load_state_dict`, and no other",
+    "init": "state/NAME: every tensor of a fresh state drawn from `seed`",
+    "outputs": "outputs/NAME: what the network returns for batches[0], in `train` or evaluation mode",
+    "value_and_grad": "loss ()  and gradients/NAME of batches[0], in training mode, of every parameter",
+    "train_steps": "for t = 1, 2, … one train_step a batch: loss/t () from before the update, and state/t/NAME after it; "
+    "then outputs/NAME of batches[0] in evaluation mode after all of them",
+    "train_epoch": "losses (steps,) and state/NAME after all batches in order",
+    "evaluate": "every number that the program reports over all batches, by name: evaluate/NAME",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question, the same for everybody: the reference, the noisy reference, a mistaken reference and the port."""
+
+    name: str
+    """What is special about it, in words: "shaken, small inputs"."""
+    call: Call
+    state: Tensors
+    """What everybody starts from; empty for `init`. Its floating dtype is that of all that is computed."""
+    batches: tuple[Batch, ...] = ()
+    train: bool = False
+    """`outputs` only: in training mode."""
+    seed: int = 0
+    """`init` only."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The floating dtype of all that is computed."""
+        floating = [tensor.dtype for tensor in self.state.values() if tensor.dtype.kind == "f"]
+        return floating[0] if floating else np.dtype(np.float32)
