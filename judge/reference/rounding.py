@@ -1,0 +1,375 @@
+"""Tensors that say float32 and hold float64, with an error of float32's size after every operation where one is asked for.
+
+Real programs ask for `torch.float32` by name, cast by `.float()` and take `finfo(x.dtype).min`: they have to take their
+float32 path while their numbers are kept in float64. Every operation runs on the values held; its dtype is the one that
+the program would have seen.
+"""
+
+import contextlib
+import functools
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from .operations import DECOMPOSED, DRAWS, EXACT, LINEAR, PRODUCTS, SUMS, name_of
+
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float64: 2.0**-53}
+"""Half the distance from 1 to the next number."""
+
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _mixed(number: int) -> int:
+    """A 62-bit hash: splitmix64's finish."""
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+    return (number ^ (number >> 31)) >> 2
+
+
+class Wide(torch.Tensor):
+    """Says float32, bfloat16 or float16, and holds float64."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor, dtype: torch.dtype) -> "Wide":
+        wide = torch.Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=dtype
+        )
+        wide.held = held
+        return wide  # type: ignore[no-any-return]
+
+    def __init__(self, held: Tensor, dtype: torch.dtype) -> None:
+        pass
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(EXACTLY, func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Wide":
+        if id(self) not in memo:
+            copy = Wide(self.held.clone(), self.dtype)
+            if isinstance(self, torch.nn.Parameter):
+                copy = torch.nn.Parameter(copy, self.requires_grad)  # type: ignore[assignment]
+            memo[id(self)] = copy
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Wide({self.held}, {self.dtype})"
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How operations err: not at all (`run` 0), or as one of many runs does."""
+
+    run: int = 0
+    narrow: bool = True
+    """float32 errors; else those of float64, for ports that compute in it."""
+    product: float | None = None
+    """Another unit for the operands of products: 2**-11 is TF32's."""
+
+    @property
+    def key(self) -> int:
+        return _mixed(self.run)
+
+    def unit(self, dtype: torch.dtype) -> float:
+        # Sixteen times float64's: what is put in has to be seen beside what float64 rounds by itself.
+        return UNIT[dtype] if self.narrow else 2.0**-49
+
+
+EXACTLY = Rounding()
+
+
+class _Dispatch(TorchDispatchMode):
+    """Reaches tensors that are made from nothing, too: constants, tables, fresh parameters."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        super().__init__()
+        self.rounding = rounding
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        functional = _functional(func)
+        if functional is not None and isinstance(args[0], Wide):
+            with self:
+                result = functional(*args, **kwargs)
+            args[0].held.copy_(held(result))
+            return args[0]
+        if func in DECOMPOSED or _is_composite(func):
+            with self:
+                return DECOMPOSED.get(func, func.decompose)(*args, **kwargs)
+        return _run(self.rounding, func, args, kwargs)
+
+
+class _Constants(TorchFunctionMode):
+    """`torch.tensor(0.1)` holds 0.1, not the nearest float32: a port in float64 would not round it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and args and not isinstance(args[0], Tensor) and len(args) == 1:
+            dtype = kwargs.get("dtype") or torch.tensor(args[0], device="cpu").dtype
+            if dtype in NARROW and not _holds_tensors(args[0]):
+                with torch.utils._python_dispatch._disable_current_modes():
+                    held = torch.tensor(args[0], dtype=torch.float64)
+                return Wide(held, dtype).requires_grad_(kwargs.get("requires_grad", False))
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def wide(rounding: Rounding) -> Iterator[None]:
+    """Everything computed within is held in float64, erring as `rounding` says."""
+    # oneDNN's fused kernels refuse float64; attention in its plain form can be taken apart.
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        _Constants(),
+        _Dispatch(rounding),
+    ):
+        yield
+
+
+def widened(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same values, held in float64; a tensor that is not floating as it is."""
+    if isinstance(tensor, Wide) or not tensor.is_floating_point():
+        return tensor
+    said = dtype or (torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
+    return Wide(tensor.detach().to(torch.float64, copy=True), said)
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The values of a tensor, float64 where it is wide."""
+    tensor = tensor.detach()
+    return tensor.held if isinstance(tensor, Wide) else tensor
+
+
+def _holds_tensors(data: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_flatten(data)[0])
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch itself would take an operation apart before any kernel sees it."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def _functional(func: Any) -> Any:
+    """`aten.add.Tensor` for `aten.add_.Tensor`: where an operation in place rounds, it is made of one that is not."""
+    base = func._schema.name[6:]
+    if not base.endswith("_") or base.startswith("__") or name_of(func) in EXACT or base in DRAWS:
+        return None
+    return getattr(getattr(torch.ops.aten, base[:-1], None), func._overloadname, None)
+
+
+def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:
+    """One operation on the values held."""
+    name = name_of(func)
+    if func._schema.name[6:] in DRAWS:
+        return _drawn(func, args, kwargs)
+    leaves, structure = tree_flatten((args, kwargs))
+    said = _said(leaves)
+    if said is None:
+        return _made(rounding, name, func, args, kwargs)
+    if said == torch.float64:
+        leaves = [leaf.held if isinstance(leaf, Wide) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(leaves, structure)
+        return func(*args, **kwargs)
+    leaves = [_opened(leaf, rounding) for leaf in leaves]
+    wide_args, wide_kwargs = tree_unflatten(leaves, structure)
+    try:
+        out = func(*wide_args, **wide_kwargs)
+    except RuntimeError:
+        if name not in ("view", "_unsafe_view"):
+            raise
+        # float64's kernel returned other strides than float32's would have.
+        out = func(wide_args[0].contiguous(), *wide_args[1:], **wide_kwargs)
+    if func._schema.name.endswith("_"):
+        if not isinstance(args[0], Wide):
+            args[0].copy_(out)
+        elif torch.Tag.inplace_view in func.tags:
+            with no_dispatch():  # the wrapper's own sizes and strides
+                func(*args, **kwargs)
+        return args[0]
+    if rounding.run and (name not in EXACT or _narrows(name, args, said)):
+        out = _erred(rounding, name, out, said, wide_args, wide_kwargs, func)
+    return tree_map_only(Tensor, lambda tensor: _wrapped(tensor, said), out)
+
+
+def _wrapped(tensor: Tensor, said: torch.dtype) -> Tensor:
+    return Wide(tensor, said) if tensor.dtype == torch.float64 and not isinstance(tensor, Wide) else tensor
+
+
+def _said(leaves: list[Any]) -> torch.dtype | None:
+    """The dtype that the program would have seen; None where nothing floating goes in."""
+    for leaf in leaves:
+        if isinstance(leaf, torch.dtype):
+            return leaf if leaf in NARROW and any(_floats(other) for other in leaves) else (
+                torch.float64 if leaf == torch.float64 else _said([x for x in leaves if x is not leaf])
+            )
+    tensors = [leaf for leaf in leaves if _floats(leaf)]
+    dimensioned = [tensor for tensor in tensors if tensor.dim()] or tensors
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in dimensioned)) if tensors else None
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _opened(leaf: Any, rounding: Rounding) -> Any:
+    if isinstance(leaf, Wide):
+        return leaf.held
+    if isinstance(leaf, Tensor) and leaf.dtype in NARROW:
+        return leaf.to(torch.float64)
+    if isinstance(leaf, torch.dtype) and leaf in NARROW:
+        return torch.float64
+    if type(leaf) is float and rounding.run:
+        return rounded_number(leaf, rounding)
+    return leaf
+
+
+def _made(rounding: Rounding, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """A tensor that is made of numbers or integers: constants, positions, quotients of counts."""
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor) or out.dtype not in NARROW or func._schema.name.endswith("_"):
+        return out
+    if name in ("empty", "lift_fresh", "empty_strided"):
+        return widened(out)
+    said = out.dtype
+    if any(argument.name == "dtype" for argument in func._schema.arguments):
+        out = func(*args, **kwargs | {"dtype": torch.float64})
+    else:
+        args, kwargs = tree_map_only(
+            Tensor, lambda tensor: tensor if tensor.dtype == torch.bool else tensor.double(), (args, kwargs)
+        )
+        out = func(*args, **kwargs)
+    if rounding.run:
+        out = _erred(rounding, name, out, said, args, kwargs, func)
+    return Wide(out, said)
+
+
+def _drawn(func: Any, args: Any, kwargs: Any) -> Any:
+    """A draw as the program would have made it: float64 would take other numbers from the generator."""
+    narrowed = tree_map_only(Wide, lambda tensor: tensor.held.to(tensor.dtype), (args, kwargs))
+    out = func(*narrowed[0], **narrowed[1])
+    if func._schema.name.endswith("_"):
+        if isinstance(args[0], Wide):
+            args[0].held.copy_(out)
+        return args[0]
+    return tree_map_only(Tensor, widened, out)
+
+
+def _narrows(name: str, args: Any, said: torch.dtype) -> bool:
+    """Whether a cast goes to fewer bits."""
+    return name == "_to_copy" and _floats(args[0]) and UNIT[args[0].dtype] < UNIT[said]
+
+
+def _erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any, kwargs: Any, func: Any) -> Any:
+    """The result of an operation with an error of its dtype put in."""
+    leaves, structure = tree_flatten(out)
+    if name in LINEAR:
+        magnitudes = tree_map_only(Tensor, lambda x: x.abs() if x.dtype == torch.float64 else x, (args, kwargs))
+        bounds = tree_flatten(func(*magnitudes[0], **magnitudes[1]))[0]
+    else:
+        bounds = [leaf.abs() if isinstance(leaf, Tensor) else None for leaf in leaves]
+    unit = rounding.unit(said)
+    if rounding.product is not None and name in PRODUCTS:
+        unit = rounding.product
+    key = rounding.key ^ _name_key(name)
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor) or leaf.dtype != torch.float64 or not leaf.numel():
+            continue
+        bound = bounds[index]
+        if name in LINEAR:
+            # Partial sums grow with the sum itself, however it is ordered, and each of them errs.
+            bound = bound + leaf.abs() * (_terms(name, index, leaf, args) ** 0.5 / 3)
+        errors = _hashed(leaf, key).mul_(bound).mul_(unit)
+        if rounding.narrow:
+            exact = _exact(name, leaf, bound, said, args)
+            if exact is not None:
+                errors.masked_fill_(exact, 0)
+        # A mask's infinities and largest numbers stay what they are.
+        leaves[index] = leaf + errors.masked_fill_(~torch.isfinite(errors), 0)
+    return tree_unflatten(leaves, structure)
+
+
+def _terms(name: str, index: int, out: Tensor, args: Any) -> float:
+    """How many numbers were added up for one of the result."""
+    if name in ("mm", "bmm", "mv", "dot"):
+        return float(args[0].shape[-1])
+    if name == "convolution":
+        return args[1].numel() / args[1].shape[0]
+    if name == "convolution_backward":
+        grad, values, weight = args[:3]
+        return weight.numel() / values.shape[1] if index == 0 else grad.numel() / grad.shape[1]
+    largest = max(leaf.numel() for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor))
+    return max(1.0, largest / out.numel())
+
+
+def _hashed(values: Tensor, key: int) -> Tensor:
+    """Numbers in [-1, 1) that depend on nothing but the values' first 40 bits and the key: equal values err equally.
+
+    Two equal sums that float64 added up in another order may differ in the last bits.
+    """
+    bits = values.contiguous().view(torch.int64).add(2048) >> 12
+    bits = (bits ^ key) * 0x369DEA0F31A53F85
+    bits = (bits ^ (bits >> 29)) * 0x1B03738712FAD5C9
+    return (bits ^ (bits >> 32)).to(torch.float64).mul_(2.0**-63)
+
+
+def rounded_number(value: float, rounding: Rounding) -> float:
+    """A number of the program as a port might hold it: off by float32's rounding, unless float32 holds it exactly."""
+    if not math.isfinite(value) or struct.unpack("f", struct.pack("f", value))[0] == value if abs(value) < 3e38 else True:
+        return value
+    bits = struct.unpack("q", struct.pack("d", value))[0]
+    error = (_mixed(bits ^ rounding.key) % 2**32) / 2**31 - 1
+    return value * (1 + error * rounding.unit(torch.float32))
+
+
+def _exact(name: str, out: Tensor, bound: Tensor, said: torch.dtype, args: Any) -> Tensor | None:
+    """Where float32 gives the very bits: the result is one of its numbers, and nothing on the way could round."""
+    if name in ("add", "sub", "mul", "sqrt", "_to_copy", "pow", "div", "exp"):
+        exact = out.to(said).to(torch.float64) == out
+        if name == "div":
+            divisor = torch.as_tensor(args[1], dtype=torch.float64)
+            exact = exact & (torch.frexp(divisor).mantissa.abs() == 0.5)
+        return exact & (out == 1) if name == "exp" else exact
+    if name in PRODUCTS or name in SUMS:
+        operands = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
+        room = 2.0**-1 / UNIT[said]
+        largest = float(bound.max())
+        # Most tensors are told by their first few values.
+        for sample in (16, None):
+            grid = 1.0
+            for operand in operands:
+                grid *= _grid(operand.flatten()[:sample])
+            if not largest < room * grid:
+                return None
+        return torch.ones_like(out, dtype=torch.bool)
+    return None
+
+
+def _grid(values: Tensor) -> float:
+    """The largest power of two, at most 1, that all values are whole multiples of."""
+    mantissa, exponent = torch.frexp(values)
+    whole = (mantissa * 2.0**53).to(torch.int64)
+    lowest = (whole & -whole).to(torch.float64)
+    units = torch.ldexp(lowest, exponent - 53)[values != 0]
+    return min(1.0, float(units.min())) if units.numel() else 1.0
+
+
+@functools.cache
+def _name_key(name: str) -> int:
+    return _mixed(zlib.crc32(name.encode()))
