@@ -1,0 +1,227 @@
+"""A port in a process of its own: what it does there cannot change the verdict but by being reported."""
+
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import psutil
+
+from ..cases import Answer, Case
+from ..cases_file import MOST_BYTES, pack, unpack
+from ..errors import PortError, UsageError, one_line, printable
+from .worker import HEADER, START
+
+TIME_LIMIT = 600.0
+"""Seconds that one case may take, compilation included."""
+_TICK = 0.1
+_PACKAGE = Path(__file__).parents[1]
+_PRINTED_LINES = 8
+
+
+class PortProcess:
+    """`with PortProcess("port.py") as port: port.answer(case)`.
+
+    `python` is the interpreter to run it, of any environment that has NumPy and what the port needs. `time_limit` is
+    in seconds a case, `memory_limit` in bytes, of the process and its children; three quarters of the machine's
+    where it is not given. A process that ended is started afresh for the next case.
+
+    Raises:
+        PortError: from all methods, for whatever the port does instead of answering.
+        UsageError: the interpreter cannot be run.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        python: str | None = None,
+        time_limit: float = TIME_LIMIT,
+        memory_limit: float | None = None,
+    ) -> None:
+        self.spec, self.python, self.time_limit = spec, python, time_limit
+        self.memory_limit = memory_limit or 0.75 * psutil.virtual_memory().total
+        self._process: subprocess.Popen[bytes] | None = None
+        self._description: dict[str, Any] = {}
+
+    def __enter__(self) -> "PortProcess":
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def describe(self) -> dict[str, Any]:
+        """The optional functions it offers, whether it can do float64, its dropout, its packages' versions."""
+        return self._description
+
+    def answer(self, case: Case) -> Answer:
+        """What the port says to the case."""
+        if self._process is None:
+            self._start()
+        return self._ask(case.call, pack(asdict(case)))
+
+    def _start(self) -> None:
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.python is not None:  # another environment: nothing of ours is to be seen there
+            environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        for_port, self._requests = os.pipe()
+        self._replies, from_port = os.pipe()
+        package = __package__.partition(".")[0]
+        arguments = [str(_PACKAGE), package, str(for_port), str(from_port), self.spec]
+        try:
+            self._process = subprocess.Popen(
+                [self.python or sys.executable, "-c", START, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(for_port, from_port),
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the judge, who ends the port
+            )
+        except OSError as error:
+            os.close(self._requests)
+            os.close(self._replies)
+            raise UsageError(f"{self.python}: cannot be run: {error.strerror}; expected a Python interpreter") from None
+        finally:
+            os.close(for_port)
+            os.close(from_port)
+        os.set_blocking(self._requests, False)
+        assert self._process.stdout is not None
+        self._printed: deque[bytes] = deque(maxlen=_PRINTED_LINES)
+        self._reader = threading.Thread(target=_keep_last, args=(self._process.stdout, self._printed), daemon=True)
+        self._reader.start()
+        self._description = self._ask("import", b"")
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._reader.join(1.0)
+        os.close(self._requests)
+        os.close(self._replies)
+
+    def _ask(self, call: str, question: bytes) -> Any:
+        number = secrets.token_bytes(16)
+        try:
+            reply = self._exchange(HEADER.pack(number, len(question)) + question, number)
+        except _Ended as ended:
+            reason = str(ended) or self._end()
+            self._stop()
+            raise PortError(f"{call}: {reason}", self._hint()) from None
+        except BaseException:
+            self._stop()
+            raise
+        if "answer" not in reply:
+            raise PortError(reply["error"], reply.get("hint", "") or self._hint())
+        return reply["answer"]
+
+    def _exchange(self, question: bytes, number: bytes) -> dict[str, Any]:
+        """Send the question while the port reads, and return its reply, within the limits."""
+        assert self._process is not None
+        end, to_send, received = time.monotonic() + self.time_limit, memoryview(question), bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._replies, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_WRITE)
+            checked = 0.0
+            while True:
+                ready = {key.fd for key, _ in selector.select(_TICK)}
+                if self._requests in ready:
+                    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                        to_send = to_send[os.write(self._requests, to_send[: 1 << 20]) :]
+                    if not to_send or self._process.poll() is not None:
+                        selector.unregister(self._requests)
+                if self._replies in ready:
+                    part = os.read(self._replies, 1 << 20)
+                    received += part
+                    if len(received) >= HEADER.size:
+                        echoed, size = HEADER.unpack_from(received)
+                        if echoed != number or size > MOST_BYTES or len(received) > HEADER.size + size:
+                            raise _Ended("the port wrote into the pipe that the exam uses")
+                        if len(received) == HEADER.size + size:
+                            return _unpacked(bytes(received[HEADER.size :]))
+                    if not part:
+                        raise _Ended("")
+                elif self._process.poll() is not None:
+                    raise _Ended("")
+                now = time.monotonic()
+                if now > end:
+                    raise _Ended(f"no answer in {self.time_limit:g} s; --time-limit allows more")
+                if now > checked + _TICK:
+                    checked = now
+                    if self._memory() > self.memory_limit:
+                        limit = f"{self.memory_limit / (1 << 30):.3g} GiB"
+                        raise _Ended(f"the port took more than {limit} of memory; --memory-limit allows more")
+
+    def _memory(self) -> float:
+        total = 0.0
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self._process.pid if self._process else 0)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    total += one.memory_info().rss
+        return total
+
+    def _end(self) -> str:
+        """How a process ended that went away without an answer."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            return "the port closed the pipe that the exam uses"
+        if code == -signal.SIGKILL:
+            return "the port's process was killed (SIGKILL), as a system short of memory does"
+        if code < 0:
+            return f"the port's process crashed ({signal.Signals(-code).name})"
+        self._reader.join(1.0)
+        lines = [one_line(line.decode(errors="replace"), 200) for line in self._printed]
+        last = next((line for line in reversed(lines) if line), "")
+        return f"the port ended its own process with exit code {code}" + (f": {last}" if code and last else "")
+
+    def _hint(self) -> str:
+        lines = [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
+        return "\n".join(["the last lines that the port printed:", *(f"  | {line}" for line in lines)]) if lines else ""
+
+
+class _Ended(Exception):
+    """The exchange is over without an answer: the reason, or "" where the process just went away."""
+
+
+def _unpacked(content: bytes) -> dict[str, Any]:
+    try:
+        reply = unpack(content)
+        if isinstance(reply, dict):
+            return reply
+    except ValueError as error:
+        if "ml_dtypes" in str(error):
+            raise PortError(f"the port's answer {error}") from None
+    raise _Ended("the port wrote into the pipe that the exam uses")
+
+
+def _keep_last(stream: IO[bytes], lines: deque[bytes]) -> None:
+    """Keep the last lines of what is printed, however much and however long."""
+    with contextlib.suppress(ValueError, OSError):
+        while line := stream.readline(1 << 16):
+            lines.append(line)
