@@ -221,7 +221,8 @@ def small_float(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
     except (ImportError, AttributeError):
         raise ValueError(f"holds {name}, which needs the package ml_dtypes; install it") from None
 

@@ -54,7 +54,7 @@ def mismatch(expected: Mapping[str, Shape], came: Mapping[str, Shape]) -> tuple[
 
 
 def proposal(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> str:
-    """The mapping to paste, the reference's names to the port's, with what is uncertain and left over said beside it."""
+    """The mapping to paste, the reference's names to the port's, with what is uncertain or left over beside it."""
     pairs = pair(missing, unknown)
     lines = []
     if pairs:

@@ -74,7 +74,8 @@ class PortProcess:
         """What the port says to the case."""
         if self._process is None:
             self._start()
-        return self._ask(case.call, pack(asdict(case)))
+        answer: Answer = self._ask(case.call, pack(asdict(case)))
+        return answer
 
     def _start(self) -> None:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}

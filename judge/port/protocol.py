@@ -247,8 +247,8 @@ def _where(port: Any, error: BaseException) -> str:
         for frame, path in zip(frames, paths, strict=True)
         if own.parent in path.parents and "site-packages" not in path.parts
     ]
-    last = (mine or frames or [None])[-1]
-    return f" ({Path(last.filename).name}:{last.lineno})" if last else ""
+    last = (mine or frames)[-1:]
+    return f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
 
 
 def _kind(value: Any) -> str:

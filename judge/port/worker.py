@@ -63,7 +63,8 @@ def _answer_all(requests: int, replies: int, spec: str) -> None:
         except PortError as error:
             content = pack({"error": str(error), "hint": error.hint})
         except BaseException as error:  # an array whose methods raise, say
-            content = pack({"error": f"the port raised {told(error)}"})
+            call = question["call"] if question else "import"
+            content = pack({"error": f"{call}: the port raised {told(error)}"})
         _write(replies, HEADER.pack(number, len(content)) + content)
 
 

@@ -1,4 +1,4 @@
-"""A right port of a linear layer under SGD in NumPy, and cases that ask it everything: what tests of the border break."""
+"""A right port of a linear layer under SGD in NumPy, and a case for each call: what tests of the border break."""
 
 from collections.abc import Iterator
 from typing import Any, get_args
