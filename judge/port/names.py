@@ -11,6 +11,8 @@ Shape = tuple[int, ...]
 _MOST_LINES = 40
 _TORCH_WORDS = {
     "kernel": "weight",
+    "w": "weight",
+    "b": "bias",
     "scale": "weight",
     "embedding": "weight",
     "mean": "running_mean",

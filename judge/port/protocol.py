@@ -35,7 +35,8 @@ class Port(Protocol):
         """The parameters and buffers of a state, by the names that were loaded."""
 
     def outputs(self, state: State, batch: Batch, train: bool) -> Mapping[str, Array]:
-        """What the network returns, by name, in order of computing; intermediate values are welcome."""
+        """What the network returns, by name, in order of computing; intermediate values are welcome. A lone array is
+        called `output`, as the reference's is."""
 
     def value_and_grad(self, state: State, batch: Batch) -> tuple[Array, Tensors]:
         """The loss in training mode, `()`, and its gradient by every parameter."""
@@ -176,7 +177,9 @@ def _outputs(asked: _Asked) -> Answer:
 
 
 def _outputs_of(asked: _Asked, state: State, batch: Batch, train: bool) -> Answer:
-    outputs = asked.mapping(asked("outputs", state, batch, train), "outputs/")
+    returned = asked("outputs", state, batch, train)
+    lone = hasattr(returned, "__array__") and not isinstance(returned, Mapping)
+    outputs = asked.mapping({"output": returned} if lone else returned, "outputs/")
     return {f"outputs/{name}": array for name, array in outputs.items()}
 
 
@@ -229,6 +232,8 @@ def guarded(port: Any, function: str, call: Callable[[], Any]) -> Any:
         return call()
     except KeyboardInterrupt:
         raise
+    except PortError as error:
+        raise PortError(f"{function}: {error}", error.hint) from None
     except BaseException as error:  # a port must not end its judge, least of all with a 0
         trace = "".join(traceback.format_exception(error)[-6:]) if not isinstance(error, RecursionError) else ""
         raise PortError(f"{function}: the port raised {told(error)}{_where(port, error)}", trace.strip()) from None
