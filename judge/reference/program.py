@@ -1,12 +1,8 @@
 """A PyTorch training program, and its answers to cases: in float32 as it is, or in float64 with errors put in."""
 
 import contextlib
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,7 +142,9 @@ def _let_numbers_err(optimizer: torch.optim.Optimizer, rounding: Rounding | None
     kept: list[dict[str, Any]] = []
 
     def before(optimizer: Any, *_: Any) -> None:
-        kept[:] = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        kept[:] = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         for group in optimizer.param_groups:
             for name, value in group.items():
                 if type(value) is float:
@@ -176,7 +174,9 @@ def flat(returned: Any) -> dict[str, Tensor]:
     if hasattr(returned, "items"):
         returned = dict(returned.items())
     leaves, _ = tree_flatten_with_path(returned)
-    named = {".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf for path, leaf in leaves}
+    named = {
+        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf for path, leaf in leaves
+    }
     return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
 
 

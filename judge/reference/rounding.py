@@ -1,4 +1,4 @@
-"""Tensors that say float32 and hold float64, with an error of float32's size after every operation where one is asked for.
+"""Tensors that say float32 and hold float64, with an error of float32's size put in after every operation.
 
 Real programs ask for `torch.float32` by name, cast by `.float()` and take `finfo(x.dtype).min`: they have to take their
 float32 path while their numbers are kept in float64. Every operation runs on the values held; its dtype is the one that
@@ -216,8 +216,10 @@ def _said(leaves: list[Any]) -> torch.dtype | None:
     """The dtype that the program would have seen; None where nothing floating goes in."""
     for leaf in leaves:
         if isinstance(leaf, torch.dtype):
-            return leaf if leaf in NARROW and any(_floats(other) for other in leaves) else (
-                torch.float64 if leaf == torch.float64 else _said([x for x in leaves if x is not leaf])
+            return (
+                leaf
+                if leaf in NARROW and any(_floats(other) for other in leaves)
+                else (torch.float64 if leaf == torch.float64 else _said([x for x in leaves if x is not leaf]))
             )
     tensors = [leaf for leaf in leaves if _floats(leaf)]
     dimensioned = [tensor for tensor in tensors if tensor.dim()] or tensors
@@ -331,7 +333,11 @@ def _hashed(values: Tensor, key: int) -> Tensor:
 
 def rounded_number(value: float, rounding: Rounding) -> float:
     """A number of the program as a port might hold it: off by float32's rounding, unless float32 holds it exactly."""
-    if not math.isfinite(value) or struct.unpack("f", struct.pack("f", value))[0] == value if abs(value) < 3e38 else True:
+    if (
+        not math.isfinite(value) or struct.unpack("f", struct.pack("f", value))[0] == value
+        if abs(value) < 3e38
+        else True
+    ):
         return value
     bits = struct.unpack("q", struct.pack("d", value))[0]
     error = (_mixed(bits ^ rounding.key) % 2**32) / 2**31 - 1

@@ -1,0 +1,193 @@
+"""A reference that sits the exam: what is expected of each case, and what rounding allows."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..cases import Case, Tensors
+from ..errors import UsageError
+from ..variations import Program
+from ..verdict.comparison import FACTOR, Comparison, Measured, measured, tolerances
+from .dropout import Kept, Off, without_chance
+from .program import Reference, answer, fresh
+from .rounding import EXACTLY, Rounding
+
+RUNS, MOST_RUNS = 6, 64
+
+
+@dataclass
+class Asked:
+    """A case that the reference has answered."""
+
+    case: Case
+    expected: Measured
+    own: Measured | None
+    """In the reference's own precision; None for cases in float64."""
+    sitting: "Sitting"
+    runs: list[Measured] = field(default_factory=list)
+
+    def tolerances(self) -> Tensors:
+        """By quantity."""
+        if not self.runs:
+            self._run(RUNS)
+        return tolerances(self.expected, self.runs, self.own, FACTOR if self.case.dtype == np.float32 else 1.0)
+
+    def more(self) -> bool:
+        """Try rounding more often; whether it was not tried often enough already."""
+        if len(self.runs) >= MOST_RUNS:
+            return False
+        self._run(MOST_RUNS if len(self.runs) > RUNS else 3 * RUNS)
+        return True
+
+    def _run(self, count: int) -> None:
+        for run in range(len(self.runs) + 1, count + 1):
+            self.runs.append(self.sitting.answer(self.case, self.sitting.rounding(self.case, run)))
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A reference for one exam, beside a port that offers this and that."""
+
+    reference: Reference
+    """Without chance."""
+    offers: Mapping[str, Any]
+    precision: str
+    program: Program
+    dropped: list[str] = field(default_factory=list)
+    """Cases that the reference itself cannot answer."""
+
+    @staticmethod
+    def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
+        """Everything about a reference that must be known before it is asked."""
+        dropout = offers.get("dropout", "off")
+        reference = replace(reference, module=without_chance(reference.module, dropout))
+        return Sitting(reference, offers, precision, _program(reference, offers))
+
+    @property
+    def float64(self) -> bool:
+        return bool(self.offers.get("float64", True)) and self.precision == "float32"
+
+    def rounding(self, case: Case, run: int) -> Rounding:
+        product = 2.0**-11 if self.precision == "tf32" else None
+        return Rounding(run, narrow=case.dtype == np.float32, product=product)
+
+    def answer(self, case: Case, rounding: Rounding | None, rewrite: Any = None) -> Measured:
+        """What the reference says to a case, or the reference rewritten."""
+
+        @contextmanager
+        def changed() -> Any:
+            with Kept() if self.offers.get("dropout") == "kept" else Off(), ExitStack() as stack:
+                if rewrite is not None:
+                    stack.enter_context(rewrite())
+                yield
+
+        return measured(case, answer(self.reference, case, rounding, changed), self.program.parameters)
+
+    def ask(self, case: Case) -> Asked | None:
+        """The case with what is expected of it; None where the reference itself raises or overflows."""
+        try:
+            expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
+            own = self.answer(case, None) if case.dtype == np.float32 else None
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            self.dropped.append(f"{case.call}, {case.name}: the reference raises {type(error).__name__}: {error}")
+            return None
+        for name, (_, values) in expected.items():
+            finite = np.isfinite(values)
+            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name][1]) == finite).all():
+                self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
+                return None
+        return Asked(case, expected, own, self)
+
+    def not_judged(self, wanted: Iterable[str], failed: str | None) -> tuple[str, ...]:
+        """What was not asked, and why."""
+        said = [
+            f"{stage}: the port offers no {name}"
+            if getattr(self.reference, name)
+            else f"{stage}: the reference has no {name}"
+            for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate"))
+            if stage in wanted and not (getattr(self.reference, name) and name in self.offers.get("offers", ()))
+        ]
+        if not self.float64:
+            said.append("float64: the port computes in float32 only")
+        return (*said, *self.dropped)
+
+    def notes(self) -> tuple[str, ...]:
+        kept = self.offers.get("dropout") == "kept"
+        return ("dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides",)
+
+    def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
+        """Where the modules are written that failing tensors belong to."""
+        module = self._module
+        return {
+            name: place
+            for one in compared
+            if not one.passes and (name := one.quantity.rpartition("/")[2]) and (place := place_of(module, name))
+        }
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        return fresh(self.reference)
+
+
+def place_of(module: nn.Module, name: str) -> str:
+    """`features.1: Linear (program.py:31)` for `features.1.weight`; "" for what is no tensor of the module."""
+    path, _, _ = name.rpartition(".")
+    owner, inner, written = module, "", type(module)
+    walked = []
+    for part in filter(None, path.split(".")):
+        if not isinstance(getattr(owner, part, None), nn.Module):
+            return ""
+        if not type(owner).__module__.startswith("torch.nn"):
+            written, inner = type(owner), part
+        owner = getattr(owner, part)
+        walked.append(part)
+    if not walked:
+        return ""
+    return f"{path}: {type(owner).__name__}{_line(written, inner)}"
+
+
+def _line(written: type, attribute: str) -> str:
+    """` (program.py:31)`, where a class makes one of its parts."""
+    try:
+        lines, first = inspect.getsourcelines(written)
+        file = Path(inspect.getsourcefile(written) or "").name
+    except (OSError, TypeError):
+        return ""
+    at = next((index for index, line in enumerate(lines) if f"self.{attribute} " in line), 0)
+    return f" ({file}:{first + at})"
+
+
+def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
+    if len(reference.batches) < 1:
+        raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
+    module = fresh(reference)
+    state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False)}
+    module.train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        reference.loss(
+            module, {name: torch.from_numpy(np.array(array)) for name, array in reference.batches[0].items()}
+        )
+    running = {
+        name
+        for name, tensor in module.state_dict().items()
+        if name not in trained and not np.array_equal(tensor.detach().cpu().numpy(), state[name], equal_nan=True)
+    }
+    return Program(
+        state,
+        frozenset(trained),
+        frozenset(running),
+        tuple(reference.batches),
+        *(
+            bool(getattr(reference, name)) and name in offers.get("offers", ())
+            for name in ("init", "train_epoch", "evaluate")
+        ),
+    )
