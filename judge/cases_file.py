@@ -76,7 +76,16 @@ def save(path: Path, value: Recording | Answers) -> None:
     Raises:
         UsageError: it cannot be written; what was there is untouched.
     """
-    content = pack({"kind": type(value).__name__, **{part.name: getattr(value, part.name) for part in fields(value)}})
+    tree = {part.name: getattr(value, part.name) for part in fields(value)}
+    write(path, pack({"kind": type(value).__name__, **tree}))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put a file in place of what is there, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written; what was there is untouched.
+    """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -10,17 +10,22 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import psutil
-
 from ..cases import Answer, Case
 from ..cases_file import MOST_BYTES, pack, unpack
 from ..errors import PortError, UsageError, one_line, printable
+from .held import Held
 from .worker import HEADER, START
+
+try:
+    import psutil
+except ImportError:  # where a port sits a recorded exam, NumPy and the port's own packages are enough
+    psutil = None
 
 TIME_LIMIT = 600.0
 """Seconds that one case may take, compilation included."""
@@ -49,7 +54,9 @@ class PortProcess:
         memory_limit: float | None = None,
     ) -> None:
         self.spec, self.python, self.time_limit = spec, python, time_limit
-        self.memory_limit = memory_limit or 0.75 * psutil.virtual_memory().total
+        if psutil is None and memory_limit is not None:
+            raise UsageError("--memory-limit needs the package psutil; install it, or leave the flag out")
+        self.memory_limit = memory_limit or (0.75 * psutil.virtual_memory().total if psutil else float("inf"))
         self._process: subprocess.Popen[bytes] | None = None
         self._description: dict[str, Any] = {}
 
@@ -113,10 +120,9 @@ class PortProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
+        for one in _family(process.pid)[1:]:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -172,18 +178,9 @@ class PortProcess:
                     raise _Ended(f"no answer in {self.time_limit:g} s; --time-limit allows more")
                 if now > checked + _TICK:
                     checked = now
-                    if self._memory() > self.memory_limit:
+                    if _memory(self._process.pid) > self.memory_limit:
                         limit = f"{self.memory_limit / (1 << 30):.3g} GiB"
                         raise _Ended(f"the port took more than {limit} of memory; --memory-limit allows more")
-
-    def _memory(self) -> float:
-        total = 0.0
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._process.pid if self._process else 0)
-            for one in (process, *process.children(recursive=True)):
-                with contextlib.suppress(psutil.Error):
-                    total += one.memory_info().rss
-        return total
 
     def _end(self) -> str:
         """How a process ended that went away without an answer."""
@@ -210,6 +207,24 @@ class _Ended(Exception):
     """The exchange is over without an answer: the reason, or "" where the process just went away."""
 
 
+def _family(pid: int) -> list[Any]:
+    """A process and its children, and theirs."""
+    try:
+        process = psutil.Process(pid) if psutil else None
+        return [process, *process.children(recursive=True)] if process else []
+    except psutil.Error:
+        return []
+
+
+def _memory(pid: int) -> float:
+    """Bytes that a process and its children hold in memory; not what they reserve, which JAX does generously."""
+    total = 0.0
+    for one in _family(pid):
+        with contextlib.suppress(psutil.Error):
+            total += one.memory_info().rss
+    return total
+
+
 def _unpacked(content: bytes) -> dict[str, Any]:
     try:
         reply = unpack(content)
@@ -226,3 +241,16 @@ def _keep_last(stream: IO[bytes], lines: deque[bytes]) -> None:
     with contextlib.suppress(ValueError, OSError):
         while line := stream.readline(1 << 16):
             lines.append(line)
+
+
+@contextlib.contextmanager
+def examinee(port: Any) -> Iterator[Any]:
+    """Whatever a caller names as a port, as something to be examined: `file.py:name` in a process of its own; a module
+    or object of the functions of `Port` in this one; what has `describe` and `answer` as it is."""
+    if isinstance(port, str):
+        with PortProcess(port) as process:
+            yield process
+    elif callable(getattr(port, "describe", None)) and callable(getattr(port, "answer", None)):
+        yield port
+    else:
+        yield Held(port)

@@ -2,13 +2,12 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..cases import Answer, Array, Batch, Call, Case, Tensors
-from ..errors import PortError, one_line, told
+from ..errors import PortError, line_of, one_line, told
 from .names import mismatch
 
 State = Any
@@ -236,24 +235,8 @@ def guarded(port: Any, function: str, call: Callable[[], Any]) -> Any:
         raise PortError(f"{function}: {error}", error.hint) from None
     except BaseException as error:  # a port must not end its judge, least of all with a 0
         trace = "".join(traceback.format_exception(error)[-6:]) if not isinstance(error, RecursionError) else ""
-        raise PortError(f"{function}: the port raised {told(error)}{_where(port, error)}", trace.strip()) from None
-
-
-def _where(port: Any, error: BaseException) -> str:
-    """The last line of the port's own files on the way to an error, ` (port.py:12)`, or the very last one."""
-    own = Path(getattr(port, "__file__", None) or getattr(port, "FILE", None) or "/nowhere/port.py")
-    ours = str(Path(__file__).parent)
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({Path(error.filename).name}:{error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    paths = [Path(frame.filename) for frame in frames]
-    mine = [frame for frame, path in zip(frames, paths, strict=True) if path == own] or [
-        frame
-        for frame, path in zip(frames, paths, strict=True)
-        if own.parent in path.parents and "site-packages" not in path.parts
-    ]
-    last = (mine or frames)[-1:]
-    return f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+        own = getattr(port, "__file__", None) or getattr(port, "FILE", None)
+        raise PortError(f"{function}: the port raised {told(error)}{line_of(error, own)}", trace.strip()) from None
 
 
 def _kind(value: Any) -> str:

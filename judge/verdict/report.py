@@ -29,14 +29,14 @@ _WHAT = {
 _HELP = {
     "load": "compare load_state_dict and state_dict: each tensor by its name, transposed on the way in and out",
     "init": "compare distributions, bounds, and the order of drawing; or leave init out of the port",
-    "outputs": "let outputs return intermediate values under the reference's names: the first that differs has the cause",
-    "loss": "outputs agree: compare the reduction, weights, ignored labels, and regularization",
-    "gradients": "the loss agrees: compare what is detached, masked or stopped on the way back",
-    "step": "gradients agree: compare rate, betas, epsilon, decay and the order of clipping",
-    "steps": "one update agrees: compare momentum, bias correction, and when the schedule steps",
-    "state": "updates agree: compare the momentum, the bias of the variance, and what is updated in training mode only",
-    "epoch": "steps agree: compare the order of batches, the last short one, and when the schedule steps",
-    "evaluate": "outputs agree: compare the mean over batches, the last short one, and evaluation mode",
+    "outputs": "let outputs return intermediate values by the reference's names: the first that differs has the cause",
+    "loss": "compare the reduction, weights, ignored labels, smoothing, and what is added to the loss",
+    "gradients": "compare what is detached, masked or stopped on the way back, and ties of ReLU, max and clip",
+    "step": "compare rate, betas, epsilon, decay and who decays, and the order of clipping and decay",
+    "steps": "compare momentum, bias correction, when the schedule steps, and what the optimizer's state starts from",
+    "state": "compare the momentum, the bias of the variance, and what is updated in training mode only",
+    "epoch": "compare the order of batches, the short last one, and when the schedule steps",
+    "evaluate": "compare the mean over batches of unequal size, the short last one, and evaluation mode",
 }
 
 
@@ -141,7 +141,10 @@ def _error(
     if not explanations and worst.wrong is None:
         lines.append(f"   = help: {_HELP.get(stage, 'compare what the two programs do here')}")
     if command:
-        lines += [f"   = next: {command} --only {stage}", *(f"   = next: python -m parity explain {code}" for code in codes)]
+        lines += [
+            f"   = next: {command} --only {stage}",
+            *(f"   = next: python -m parity explain {code}" for code in codes),
+        ]
     return lines
 
 
@@ -151,7 +154,7 @@ def _headline(worst: Comparison) -> str:
         return what if worst.quantity in CALLS else f"{_name(worst.quantity)} {what}"
     count = f", in {worst.failing:,} of {_count(worst.values, 'value')}" if worst.values > 1 else ""
     name = _name(worst.quantity)
-    return f"{_WHAT.get(worst.stage, f'{worst.stage} differs')}{'' if name == 'loss' else f': {name}'}{count}"
+    return f"{_WHAT.get(worst.stage, f'{worst.stage} differs')}{'' if worst.stage == 'loss' else f': {name}'}{count}"
 
 
 def _where(worst: Comparison, places: dict[str, str]) -> str:
@@ -189,22 +192,41 @@ def _circumstances(
         if others:
             told = _listed(f"{name} ({_ratio(one.ratio)})" for name, one in others.items())
             lines.append(f"differs too: {told}")
-        elif equal := dict.fromkeys(_name(one.quantity) for one in here if _name(one.quantity) != _name(worst.quantity)):
+        elif equal := dict.fromkeys(
+            _name(one.quantity) for one in here if _name(one.quantity) != _name(worst.quantity)
+        ):
             lines.append(f"within tolerance at this stage: {_listed(equal)}")
-    fails = dict.fromkeys(one.case for one in failing)
-    passes = dict.fromkeys(one.case for one in here if one.case not in fails)
-    lines.append(f"fails in {_listed(fails)}" + (f"; passes in {_listed(passes)}" if passes else ""))
+    lines.append(_cases(dict.fromkeys(one.case for one in failing), dict.fromkeys(one.case for one in here)))
     in_float64 = [one for one in here if one.case.startswith("float64")]
     if in_float64 and not any(one in failing for one in in_float64):
-        lines.append('float64 agrees: a matter of precision, such as products in TF32 or bfloat16 (precision="highest")')
+        lines.append(
+            'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
+        )
     before = list(itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons))
     good = [one for one in before if one.passes]
     if good:
         stages = _listed(dict.fromkeys(one.stage for one in good))
         own = [one.reference_ratio for one in good if one.reference_ratio is not None]
+        largest = max(one.ratio for one in good)
         theirs = f", the reference's own {_ratio(max(own))}" if own else ""
-        lines.append(f"agrees up to there: {stages}; largest ratio {_ratio(max(one.ratio for one in good))}{theirs}")
+        ratios = f"largest ratio {_ratio(largest)}{theirs}" if largest else "equal in every bit"
+        lines.append(f"agrees up to there: {stages}; {ratios}")
     return lines
+
+
+def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
+    """In which cases it fails; where that is most of them, in which it passes."""
+    fails = [*failing]
+    passes = [one for one in asked if one not in fails]
+    many = f"fails in {len(fails)} of {len(fails) + len(passes)} cases"
+    told = f"fails in {_quoted(fails)}" if len(fails) <= 3 else many
+    if not passes or (len(passes) > 3 and len(fails) > 3):
+        return told
+    return f"{told}; passes in {_quoted(passes) if len(passes) <= 3 else f'{len(passes)} others'}"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return _listed(repr(one_line(name)) for name in names)
 
 
 def _explained(title: str, one: Explanation) -> list[str]:
@@ -214,15 +236,18 @@ def _explained(title: str, one: Explanation) -> list[str]:
         lines += [f"   |   - {printable(line)}" for line in one.wrong.splitlines()]
         lines += [f"   |   + {printable(line)}" for line in one.right.splitlines()]
     name = f"{one.code} {one.name}".strip()
-    lines.append(f"   = with that mistake in the reference ({name}) all of this stage agrees, largest ratio {_ratio(one.ratio)}")
+    lines.append(
+        f"   = with that mistake in the reference ({name}) all of this stage agrees, largest ratio {_ratio(one.ratio)}"
+    )
     return lines
 
 
 def _shown(stage: str, failing: Sequence[Comparison]) -> Comparison:
     """What the message is about: the first that differs in order of computing; the last parameter's, for gradients."""
     mine = [one for one in failing if one.stage == stage]
-    if any(one.wrong is not None for one in mine):
-        return next(one for one in mine if one.wrong is not None)
+    if mine[0].wrong is not None:
+        return mine[0]
+    mine = [one for one in mine if one.wrong is None]
     if stage in ("step", "steps", "epoch"):
         return max(mine, key=lambda one: one.ratio)
     case = [one for one in mine if one.case == mine[0].case]
@@ -244,10 +269,12 @@ def _cells(group: Sequence[Comparison]) -> tuple[str, ...]:
 
 
 def _name(quantity: str) -> str:
-    """`fc1.weight` of `update/2/fc1.weight`."""
+    """`fc1.weight` of `update/2/fc1.weight`, and `loss/2` as it is."""
     kind, _, name = quantity.partition("/")
     step, _, rest = name.partition("/")
-    return one_line(rest if kind in ("update", "buffer") and step.isdigit() and rest else name or kind)
+    if kind in ("update", "buffer") and step.isdigit() and rest:
+        return one_line(rest)
+    return one_line(quantity if kind == "loss" else name or kind)
 
 
 def _ratio(ratio: float) -> str:

@@ -41,6 +41,31 @@ def evaluate(state, batches):
     return {"loss": float(np.mean([value_and_grad(state, batch)[0] for batch in batches]))}
 """
 
+REFERENCE = """
+import numpy as np
+import torch
+
+from judge import Reference
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"logits": self.fc(x)}
+
+
+reference = Reference(
+    module=Net,
+    loss=lambda module, batch: module(batch["x"])["logits"].square().sum() / 2,
+    optimizer=lambda module: torch.optim.SGD(module.parameters(), lr=0.1),
+    batches=[{"x": np.random.default_rng(rows).normal(size=(rows, 3)).astype("f4")} for rows in (4, 4, 1)],
+    name="reference.py",
+)
+"""
+
 
 def state(dtype: Any = np.float32) -> Tensors:
     """Parameters of the layer."""
