@@ -20,6 +20,8 @@ class Program:
     """Names of what the optimizer may move; the others are buffers."""
     running: frozenset[str]
     """Buffers that a training step changes."""
+    tied: Mapping[str, str]
+    """Further names of a parameter that has several → its first one."""
     batches: tuple[Batch, ...]
     has_init: bool = False
     has_epoch: bool = False
@@ -90,6 +92,9 @@ def shake(program: Program, random: np.random.Generator) -> Tensors:
     shaken = dict(program.state)
     for name, array in program.state.items():
         if array.dtype.kind != "f" or not (name in program.parameters or name in program.running):
+            continue
+        if name in program.tied:
+            shaken[name] = shaken[program.tied[name]]
             continue
         noise = random.standard_normal(array.shape)
         if name in program.running and (array >= 0).all() and array.any():

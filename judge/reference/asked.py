@@ -170,7 +170,9 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
         raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
     state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
-    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False)}
+    trained = dict(module.named_parameters(remove_duplicate=False))
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
     module.train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         reference.loss(
@@ -185,6 +187,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
         state,
         frozenset(trained),
         frozenset(running),
+        tied,
         tuple(reference.batches),
         *(
             bool(getattr(reference, name)) and name in offers.get("offers", ())

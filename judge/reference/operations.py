@@ -92,9 +92,33 @@ def name_of(operation: Any) -> str:
     return name.rstrip("_") if not name.startswith("__") else name
 
 
+def _plain() -> dict[Any, Callable[..., Any]]:
+    """The commonest ones in a line each: torch's own decompositions of them take many times as long."""
+    return {
+        aten.lerp.Scalar: lambda a, b, weight: a + weight * (b - a),
+        aten.lerp.Tensor: lambda a, b, weight: a + weight * (b - a),
+        aten.addcmul.default: lambda a, b, c, value=1: a + value * (b * c),
+        aten.addcdiv.default: lambda a, b, c, value=1: a + value * (b / c),
+        aten.addmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
+        aten.baddbmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
+        aten._softmax.default: _softmax,
+        aten._log_softmax.default: _log_softmax,
+    }
+
+
+def _softmax(values: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
+    powers = (values - values.amax(dim, keepdim=True)).exp()
+    return powers / powers.sum(dim, keepdim=True)
+
+
+def _log_softmax(values: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
+    shifted = values - values.amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     packets = [getattr(aten, name) for name in COMPOSITE if hasattr(aten, name)]
-    return dict(get_decompositions(packets))
+    return {**get_decompositions(packets), **_plain()}
 
 
 DECOMPOSED = _decompositions()

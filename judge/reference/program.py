@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from ..cases import Answer, Batch, Case, Tensors
-from .rounding import EXACTLY, Rounding, Wide, held, rounded_number, wide, widened
+from .rounding import EXACTLY, Number, Rounding, Wide, held, wide, widened
 
 TorchBatch = dict[str, Tensor]
 
@@ -142,15 +142,15 @@ def _let_numbers_err(optimizer: torch.optim.Optimizer, rounding: Rounding | None
     kept: list[dict[str, Any]] = []
 
     def before(optimizer: Any, *_: Any) -> None:
-        kept[:] = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-        ]
+        kept[:] = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             for name, value in group.items():
                 if type(value) is float:
-                    group[name] = rounded_number(value, rounding)
+                    group[name] = Number.of(value, rounding)
                 elif isinstance(value, tuple) and all(type(number) is float for number in value):
-                    group[name] = tuple(rounded_number(number, rounding) for number in value)
+                    group[name] = tuple(Number.of(number, rounding) for number in value)
+            if "initial_lr" in group:  # a schedule is a sum that may nearly cancel
+                group["lr"] += Number.of(group["initial_lr"], rounding) - group["initial_lr"]
 
     def after(optimizer: Any, *_: Any) -> None:
         for group, values in zip(optimizer.param_groups, kept, strict=True):

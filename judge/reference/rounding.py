@@ -10,16 +10,16 @@ import functools
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from .operations import DECOMPOSED, DRAWS, EXACT, LINEAR, PRODUCTS, SUMS, name_of
 
@@ -176,54 +176,93 @@ def _functional(func: Any) -> Any:
 
 def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:
     """One operation on the values held."""
-    name = name_of(func)
-    if func._schema.name[6:] in DRAWS:
+    known = _known(func)
+    if known.draws:
         return _drawn(func, args, kwargs)
-    leaves, structure = tree_flatten((args, kwargs))
-    said = _said(leaves)
+    said = _said(args, kwargs)
     if said is None:
-        return _made(rounding, name, func, args, kwargs)
+        return _made(rounding, known.name, func, args, kwargs)
     if said == torch.float64:
-        leaves = [leaf.held if isinstance(leaf, Wide) else leaf for leaf in leaves]
-        args, kwargs = tree_unflatten(leaves, structure)
-        return func(*args, **kwargs)
-    leaves = [_opened(leaf, rounding) for leaf in leaves]
-    wide_args, wide_kwargs = tree_unflatten(leaves, structure)
+        return func(*_mapped(args, _unwrapped), **{key: _unwrapped(value) for key, value in kwargs.items()})
+
+    def opened(leaf: Any) -> Any:
+        return _opened(leaf, rounding)
+
+    wide_args = _mapped(args, opened)
+    wide_kwargs = {key: _each(value, opened) for key, value in kwargs.items()}
     try:
         out = func(*wide_args, **wide_kwargs)
     except RuntimeError:
-        if name not in ("view", "_unsafe_view"):
+        if known.name not in ("view", "_unsafe_view"):
             raise
         # float64's kernel returned other strides than float32's would have.
         out = func(wide_args[0].contiguous(), *wide_args[1:], **wide_kwargs)
-    if func._schema.name.endswith("_"):
+    if known.in_place:
         if not isinstance(args[0], Wide):
             args[0].copy_(out)
         elif torch.Tag.inplace_view in func.tags:
             with no_dispatch():  # the wrapper's own sizes and strides
                 func(*args, **kwargs)
         return args[0]
-    if rounding.run and (name not in EXACT or _narrows(name, args, said)):
-        out = _erred(rounding, name, out, said, wide_args, wide_kwargs, func)
-    return tree_map_only(Tensor, lambda tensor: _wrapped(tensor, said), out)
+    if rounding.run and (not known.exact or _narrows(known.name, args, said)):
+        out = _erred(rounding, known.name, out, said, wide_args, wide_kwargs, func)
+    return _each(out, lambda tensor: _wrapped(tensor, said))
 
 
-def _wrapped(tensor: Tensor, said: torch.dtype) -> Tensor:
-    return Wide(tensor, said) if tensor.dtype == torch.float64 and not isinstance(tensor, Wide) else tensor
+class _Known(NamedTuple):
+    """What is asked of an operation again and again."""
+
+    name: str
+    exact: bool
+    draws: bool
+    in_place: bool
 
 
-def _said(leaves: list[Any]) -> torch.dtype | None:
+@functools.cache
+def _known(func: Any) -> _Known:
+    base, name = func._schema.name[6:], name_of(func)
+    return _Known(name, name in EXACT, base in DRAWS, base.endswith("_"))
+
+
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A value, or the values of a list, under a function."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([function(item) for item in value]) if type(value) in (list, tuple) else tuple(map(function, value))
+    return function(value)
+
+
+def _mapped(args: Any, function: Callable[[Any], Any]) -> list[Any]:
+    return [_each(value, function) for value in args]
+
+
+def _unwrapped(leaf: Any) -> Any:
+    return leaf.held if isinstance(leaf, Wide) else leaf
+
+
+def _wrapped(tensor: Any, said: torch.dtype) -> Any:
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64 or isinstance(tensor, Wide):
+        return tensor
+    return Wide(tensor, said)
+
+
+def _said(args: Any, kwargs: Any) -> torch.dtype | None:
     """The dtype that the program would have seen; None where nothing floating goes in."""
-    for leaf in leaves:
-        if isinstance(leaf, torch.dtype):
-            return (
-                leaf
-                if leaf in NARROW and any(_floats(other) for other in leaves)
-                else (torch.float64 if leaf == torch.float64 else _said([x for x in leaves if x is not leaf]))
-            )
-    tensors = [leaf for leaf in leaves if _floats(leaf)]
-    dimensioned = [tensor for tensor in tensors if tensor.dim()] or tensors
-    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in dimensioned)) if tensors else None
+    asked, scalar, dimensioned = None, None, None
+    for value in (*args, *kwargs.values()):
+        for leaf in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(leaf, Tensor):
+                dtype = leaf.dtype
+                if dtype.is_floating_point:
+                    if leaf.dim():
+                        dimensioned = dtype if dimensioned in (None, dtype) else torch.promote_types(dimensioned, dtype)
+                    else:
+                        scalar = dtype if scalar in (None, dtype) else torch.promote_types(scalar, dtype)
+            elif isinstance(leaf, torch.dtype):
+                asked = leaf
+    found = dimensioned or scalar
+    if asked == torch.float64 or (asked in NARROW and found is not None):
+        return asked
+    return found
 
 
 def _floats(leaf: Any) -> bool:
@@ -237,8 +276,8 @@ def _opened(leaf: Any, rounding: Rounding) -> Any:
         return leaf.to(torch.float64)
     if isinstance(leaf, torch.dtype) and leaf in NARROW:
         return torch.float64
-    if type(leaf) is float and rounding.run:
-        return rounded_number(leaf, rounding)
+    if isinstance(leaf, float) and rounding.run:
+        return rounded_number(leaf, rounding) if type(leaf) is float else float(leaf)
     return leaf
 
 
@@ -280,12 +319,12 @@ def _narrows(name: str, args: Any, said: torch.dtype) -> bool:
 
 def _erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any, kwargs: Any, func: Any) -> Any:
     """The result of an operation with an error of its dtype put in."""
-    leaves, structure = tree_flatten(out)
+    leaves = list(out) if isinstance(out, tuple) else [out]
     if name in LINEAR:
-        magnitudes = tree_map_only(Tensor, lambda x: x.abs() if x.dtype == torch.float64 else x, (args, kwargs))
-        bounds = tree_flatten(func(*magnitudes[0], **magnitudes[1]))[0]
+        magnitudes = func(*_mapped(args, _magnitude), **{key: _magnitude(value) for key, value in kwargs.items()})
+        bounds = list(magnitudes) if isinstance(magnitudes, tuple) else [magnitudes]
     else:
-        bounds = [leaf.abs() if isinstance(leaf, Tensor) else None for leaf in leaves]
+        bounds = [_magnitude(leaf) for leaf in leaves]
     unit = rounding.unit(said)
     if rounding.product is not None and name in PRODUCTS:
         unit = rounding.product
@@ -303,8 +342,12 @@ def _erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any
             if exact is not None:
                 errors.masked_fill_(exact, 0)
         # A mask's infinities and largest numbers stay what they are.
-        leaves[index] = leaf + errors.masked_fill_(~torch.isfinite(errors), 0)
-    return tree_unflatten(leaves, structure)
+        leaves[index] = leaf + errors.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return tuple(leaves) if isinstance(out, tuple) else leaves[0]
+
+
+def _magnitude(leaf: Any) -> Any:
+    return leaf.abs() if isinstance(leaf, Tensor) and leaf.dtype == torch.float64 else leaf
 
 
 def _terms(name: str, index: int, out: Tensor, args: Any) -> float:
@@ -333,15 +376,52 @@ def _hashed(values: Tensor, key: int) -> Tensor:
 
 def rounded_number(value: float, rounding: Rounding) -> float:
     """A number of the program as a port might hold it: off by float32's rounding, unless float32 holds it exactly."""
-    if (
-        not math.isfinite(value) or struct.unpack("f", struct.pack("f", value))[0] == value
-        if abs(value) < 3e38
-        else True
-    ):
+    if not abs(value) < 3e38 or struct.unpack("f", struct.pack("f", value))[0] == value:
         return value
     bits = struct.unpack("q", struct.pack("d", value))[0]
     error = (_mixed(bits ^ rounding.key) % 2**32) / 2**31 - 1
     return value * (1 + error * rounding.unit(torch.float32))
+
+
+class Number(float):
+    """A rate, decay or beta of an optimizer that errs with every operation, as in a port that computes it in float32.
+
+    1 - 0.999**t loses three digits there; torch has Python's numbers.
+    """
+
+    rounding: Rounding
+
+    @staticmethod
+    def of(value: float, rounding: Rounding) -> "Number":
+        number = Number(rounded_number(float(value), rounding))
+        number.rounding = rounding
+        return number
+
+    def _result(self, value: Any) -> Any:
+        return Number.of(value, self.rounding) if isinstance(value, float) else value
+
+    def __add__(self, other: Any) -> Any:
+        return self._result(float(self) + other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._result(float(self) - other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._result(other - float(self))
+
+    def __mul__(self, other: Any) -> Any:
+        return self._result(float(self) * other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._result(float(self) / other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._result(other / float(self))
+
+    def __pow__(self, other: Any, modulo: None = None) -> Any:
+        return self._result(float(self) ** other)
+
+    __radd__, __rmul__ = __add__, __mul__
 
 
 def _exact(name: str, out: Tensor, bound: Tensor, said: torch.dtype, args: Any) -> Tensor | None:
