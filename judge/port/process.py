@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from ..cases import Answer, Case
@@ -47,11 +46,7 @@ class PortProcess:
     """
 
     def __init__(
-        self,
-        spec: str,
-        python: str | None = None,
-        time_limit: float = TIME_LIMIT,
-        memory_limit: float | None = None,
+        self, spec: str, python: str | None = None, time_limit: float = TIME_LIMIT, memory_limit: float | None = None
     ) -> None:
         self.spec, self.python, self.time_limit = spec, python, time_limit
         if psutil is None and memory_limit is not None:
@@ -61,16 +56,10 @@ class PortProcess:
         self._description: dict[str, Any] = {}
 
     def __enter__(self) -> "PortProcess":
-        try:
-            self._start()
-        except BaseException:
-            self._stop()
-            raise
+        self._start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def describe(self) -> dict[str, Any]:
@@ -85,9 +74,9 @@ class PortProcess:
         return answer
 
     def _start(self) -> None:
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
-        if self.python is not None:  # another environment: nothing of ours is to be seen there
-            environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        ours = () if self.python is None else ("PYTHONPATH", "PYTHONHOME")  # not to be seen in another environment
+        inherited = {key: value for key, value in os.environ.items() if key not in ours}
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **inherited, "PYTHONUNBUFFERED": "1"}
         for_port, self._requests = os.pipe()
         self._replies, from_port = os.pipe()
         package = __package__.partition(".")[0]
@@ -114,7 +103,11 @@ class PortProcess:
         self._printed: deque[bytes] = deque(maxlen=_PRINTED_LINES)
         self._reader = threading.Thread(target=_keep_last, args=(self._process.stdout, self._printed), daemon=True)
         self._reader.start()
-        self._description = self._ask("import", b"")
+        try:
+            self._description = self._ask("import", b"")
+        except BaseException:  # a port that cannot be had is not waited for
+            self._stop()
+            raise
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -156,9 +149,11 @@ class PortProcess:
             while True:
                 ready = {key.fd for key, _ in selector.select(_TICK)}
                 if self._requests in ready:
-                    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                    try:
                         to_send = to_send[os.write(self._requests, to_send[: 1 << 20]) :]
-                    if not to_send or self._process.poll() is not None:
+                    except BrokenPipeError:  # it can still say why
+                        to_send = to_send[:0]
+                    if not to_send:
                         selector.unregister(self._requests)
                 if self._replies in ready:
                     part = os.read(self._replies, 1 << 20)

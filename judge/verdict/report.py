@@ -218,15 +218,11 @@ def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
     """In which cases it fails; where that is most of them, in which it passes."""
     fails = [*failing]
     passes = [one for one in asked if one not in fails]
-    many = f"fails in {len(fails)} of {len(fails) + len(passes)} cases"
-    told = f"fails in {_quoted(fails)}" if len(fails) <= 3 else many
-    if not passes or (len(passes) > 3 and len(fails) > 3):
-        return told
-    return f"{told}; passes in {_quoted(passes) if len(passes) <= 3 else f'{len(passes)} others'}"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return _listed(repr(one_line(name)) for name in names)
+    many = f"{len(fails)} of {len(fails) + len(passes)} cases"
+    told = f"fails in {_listed(map(repr, fails)) if len(fails) <= 3 else many}"
+    if passes and len(passes) <= 3:
+        return f"{told}; passes in {_listed(map(repr, passes))}"
+    return f"{told}; passes in {len(passes)} others" if passes and len(fails) <= 3 else told
 
 
 def _explained(title: str, one: Explanation) -> list[str]:

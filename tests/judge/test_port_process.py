@@ -253,6 +253,7 @@ def test_a_port_that_cannot_be_had_says_so_at_once(port_file: Path, source: str,
     with pytest.raises(PortError) as error, PortProcess(str(port_file), time_limit=20):
         pass
     assert line in str(error.value)
+    assert not [one for one in psutil.Process().children() if str(port_file) in one.cmdline()]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, port_file: Path) -> None:
@@ -300,12 +301,13 @@ def test_nothing_runs_on_after_the_exam(port_file: Path) -> None:
         "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])\n"
         "return right(*arguments)",
     )
+    before = psutil.Process().children(recursive=True)
     with PortProcess(str(port_file), time_limit=20) as port:
         port.answer(linear.case("outputs"))
-        children = psutil.Process().children(recursive=True)
+        children = [one for one in psutil.Process().children(recursive=True) if one not in before]
         assert len(children) >= 2
     _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not [one.cmdline() for one in alive]
 
 
 def test_only_numpy_is_needed_and_nothing_of_ours_leaks_in(port_file: Path, tmp_path: Path) -> None:
