@@ -13,11 +13,11 @@ from typing import Annotated
 import tyro
 
 from benchmarks import machine, measure, raw, report
-from fmnist_torch import errors
-from fmnist_torch.errors import UsageError
-from fmnist_torch.experiment import TRAINING_IMAGES, Experiment, complaint, parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import prepare_folder
+from fmnist import command
+from fmnist.command import UsageError, complaint, parse
+from fmnist.experiment import TRAINING_IMAGES, Experiment
+from fmnist.files import write_atomically
+from fmnist.runs.folders import prepare_folder
 
 NAME = "benchmarks"
 EXPECTED = {"rounds": "a whole number of at least 1, e.g. --rounds 5"}
@@ -97,4 +97,4 @@ def _write(results: report.Results, stem: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

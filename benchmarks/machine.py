@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sides import Environment
-from fmnist_torch.runs import PACKAGES
+from fmnist.runs.environment import PACKAGES
 
 
 def describe(environments: dict[str, Environment]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.sides import SIDES, Environment, Setting, Side
 from benchmarks.worker import Worker
-from fmnist_torch.errors import Failure
-from fmnist_torch.experiment import TRAINING_IMAGES
+from fmnist.command import Failure
+from fmnist.experiment import TRAINING_IMAGES
 
 BEGINNING = time.perf_counter()
 

@@ -12,11 +12,10 @@ import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
 from numpy.typing import NDArray
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 
 
-def init(experiment: Experiment) -> Tensors:
+def init(experiment: Experiment) -> StateDict:
     """The starting parameters of `experiment.seed`, float32: each layer's weight row by row, then its bias.
 
     The engine is mt19937, seeded by the low 32 bits (ATen/core/MT19937RNGEngine.h); the bounds are those of

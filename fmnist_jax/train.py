@@ -20,12 +20,14 @@ from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled
 from numpy.typing import NDArray
 
+from fmnist import command
+from fmnist.data import load_dataset
+from fmnist.experiment import CLASSES, PIXELS, TEST_IMAGES, TRAINING_IMAGES, Experiment
+from fmnist.runs.environment import Environment
+from fmnist.runs.options import parse_options
+from fmnist.runs.run import start
 from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
-from fmnist_torch import errors, runs
-from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import CLASSES, PIXELS, TEST_IMAGES, TRAINING_IMAGES, Experiment
-from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_jax.train"
 
@@ -157,7 +159,7 @@ def find_device(name: str) -> jax.Device:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        raise errors.UnavailableError(f"JAX has no device to run on: {error}") from None
+        raise command.UnavailableError(f"JAX has no device to run on: {error}") from None
     with contextlib.suppress(RuntimeError):
         devices = [*devices, *jax.devices("cpu")]
     here = {"auto": devices[0]}
@@ -167,7 +169,7 @@ def find_device(name: str) -> jax.Device:
         for alias in (*kinds, *(f"{kind}:{device.id}" for kind in kinds)):
             here.setdefault(alias, device)
     if name not in here:
-        raise errors.UnavailableError(f"--device {name}: not here; expected one of {', '.join(here)}")
+        raise command.UnavailableError(f"--device {name}: not here; expected one of {', '.join(here)}")
     return here[name]
 
 
@@ -186,8 +188,8 @@ def main() -> None:
         # Beside the reading of the data: 3 % of the whole process with the programs in the cache, 10 % without.
         programs_ahead = pool.submit(compile_ahead, state, experiment.batch_size, device)
         dataset = load_dataset(options.data)
-        environment = runs.Environment("jax", str(device), "highest", cores())
-        with runs.start(options, environment, dataset, NAME) as run:
+        environment = Environment("jax", str(device), "highest", cores())
+        with start(options, environment, dataset, NAME) as run:
             params = jax.device_put(from_torch(run.begin(partial(to_torch, state.params))), device)
             state = state.replace(params=params)
             train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
@@ -206,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fmnist_torch import errors, runs
-from fmnist_torch.data import load_dataset
+from fmnist import command
+from fmnist.data import load_dataset
+from fmnist.runs.environment import Environment
+from fmnist.runs.options import parse_options
+from fmnist.runs.run import start
 from fmnist_torch.model import from_numpy, init, to_numpy
-from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_torch.train"
 
@@ -69,7 +71,7 @@ def find_device(name: str) -> torch.device:
         return torch.device(*kinds or ["cpu"])
     here = ["cpu", *kinds, *(f"{kind}:{index}" for kind in kinds for index in range(torch.accelerator.device_count()))]
     if name not in here:
-        raise errors.UnavailableError(f"--device {name}: not here; expected auto or one of {', '.join(here)}")
+        raise command.UnavailableError(f"--device {name}: not here; expected auto or one of {', '.join(here)}")
     return torch.device(name)
 
 
@@ -79,8 +81,8 @@ def main() -> None:
     device = find_device(options.device)
     dataset = load_dataset(options.data)
     precision = torch.get_float32_matmul_precision()
-    environment = runs.Environment("torch", str(device), precision, torch.get_num_threads())
-    with runs.start(options, environment, dataset, NAME) as run:
+    environment = Environment("torch", str(device), precision, torch.get_num_threads())
+    with start(options, environment, dataset, NAME) as run:
         model = init(experiment)
         model.load_state_dict(from_numpy(run.begin(partial(to_numpy, model))))
         model.to(device)
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

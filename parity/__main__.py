@@ -15,12 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from fmnist_torch import errors
-from fmnist_torch.data import load_dataset
-from fmnist_torch.errors import Failure, UsageError
-from fmnist_torch.experiment import complaint, parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import prepare_folder
+from fmnist import command
+from fmnist.command import Failure, UsageError, complaint, parse
+from fmnist.data import load_dataset
+from fmnist.files import write_atomically
+from fmnist.runs.folders import prepare_folder
 from parity import report, whole_runs
 from parity.judge import STAGES, Judge
 from parity.port import Held, find
@@ -153,4 +152,4 @@ def _write(options: Options, judge: Judge, verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fmnist_torch.data import Dataset
-from fmnist_torch.experiment import Experiment
+from fmnist.data import Dataset
+from fmnist.experiment import Experiment
 from parity import fixtures
 from parity.comparison import MEMORY, Comparison, compare
 from parity.fixtures import Case

@@ -12,11 +12,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from fmnist_torch.data import Dataset, load_dataset
-from fmnist_torch.errors import Failure
-from fmnist_torch.experiment import parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import progress
+from fmnist.command import Failure, parse
+from fmnist.data import Dataset, load_dataset
+from fmnist.files import write_atomically
+from fmnist.runs.lines import progress
 from parity.checks import CHECKS
 from parity.faults import Fault, faults
 from parity.judge import Check, Judge, run_check

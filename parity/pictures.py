@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fmnist_torch.curves import BLUE, GREY, ORANGE, finished
+from fmnist.runs.curves import BLUE, GREY, ORANGE, finished
 from parity.formulas import Array
 from parity.whole_runs import ACCURACY_MARGIN, LOSS_MARGIN, interval
 

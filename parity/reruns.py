@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.data import Dataset, load_dataset
-from fmnist_torch.experiment import Experiment
+from fmnist.data import Dataset, load_dataset
+from fmnist.experiment import Experiment, StateDict
 from parity.formulas import Array
 from parity.tolerance import perturb
 
@@ -20,13 +19,13 @@ from parity.tolerance import perturb
 class Run:
     """A run as it went: parameters after each epoch (the starting ones first), every step's loss, every test pass."""
 
-    tensors: list[Tensors]
+    tensors: list[StateDict]
     losses: list[Array]
     accuracy: list[float]
     average_loss: list[float]
 
 
-def run(port: Any, tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+def run(port: Any, tensors: StateDict, experiment: Experiment, dataset: Dataset) -> Run:
     """Train and test a port for `experiment.epochs` epochs."""
     state = port.start(tensors, experiment)
     result = Run([port.tensors(state)], [], [], [])
@@ -93,7 +92,7 @@ def _work(place: str | None, device: str, side: str, experiment: Experiment, per
     return _reference_run(tensors, experiment, _dataset(place))
 
 
-def _reference_run(tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+def _reference_run(tensors: StateDict, experiment: Experiment, dataset: Dataset) -> Run:
     """`run` of the reference as its own command does it: by the same functions, with pixels decoded once."""
     import torch
 

@@ -19,8 +19,8 @@ from benchmarks import machine, measure, post, raw, report
 from benchmarks.figures import overhead_end, ratios, spread
 from benchmarks.picture import draw
 from benchmarks.sides import SIDES, Environment
-from fmnist_torch.data import Dataset
-from fmnist_torch.errors import Failure
+from fmnist.command import Failure
+from fmnist.data import Dataset
 from tests.conftest import command
 
 NAMES = [side.name for side in SIDES]

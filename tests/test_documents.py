@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_torch.data import Dataset
-from tests import guide
+from fmnist.data import Dataset
 from tests.conftest import ROOT
+from tests.tools import guide
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = ["README.md", "docs/porting.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -67,7 +67,7 @@ def test_the_lessons_are_those_of_their_file() -> None:
 def test_the_map_of_the_house_is_complete() -> None:
     section = README[README.index("## How the pieces fit") :]
     block = section.split("```")[1]
-    for folder in ("fmnist_torch", "fmnist_jax", "parity"):
+    for folder in ("fmnist", "fmnist_torch", "fmnist_jax", "parity"):
         part = block[block.index(f"{folder}/") :]
         part = re.split(r"\n(?=\w)", part)[0]
         named = set(re.findall(r"^    (\w+\.py)", part, re.MULTILINE))

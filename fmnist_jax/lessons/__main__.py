@@ -1,0 +1,106 @@
+"""The post's lessons against many seeds: `python -m fmnist_jax.lessons`."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from fmnist import command
+from fmnist.command import UsageError, complaint, parse
+from fmnist.data import load_dataset
+from fmnist.experiment import Experiment
+from fmnist.files import write_atomically
+from fmnist.runs.environment import Environment, describe_environment
+from fmnist.runs.folders import check_folder
+from fmnist_jax import programs, train
+from fmnist_jax.lessons import latency, report
+from fmnist_jax.lessons.claims import Results, judge
+from fmnist_jax.sweep import devices
+from fmnist_jax.sweep import options as sweep_options
+from fmnist_jax.sweep.training import train_members
+
+NAME = "fmnist_jax.lessons"
+FILES = ("lessons.json", "lessons.png")
+
+# What the lessons speak of, one program a network.
+TRAINED = (
+    (Experiment(hidden=(4,), epochs=5), Experiment(hidden=(4,), epochs=5, softmax_output=True)),
+    (Experiment(hidden=(16,), epochs=40),),
+    (Experiment(hidden=(32,), epochs=5),),
+    (Experiment(hidden=(16, 16), epochs=20),),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the lessons are tried."""
+
+    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SEED|FIRST-LAST...")] = ("0-19",)
+    """At least 3 seeds of torch's CPU generator; ranges include their last."""
+
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
+    """Folder that holds FashionMNIST/raw/*.gz, or 'synthetic'; looked for and downloaded like the trainers' if not
+    given."""
+
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """Kind of device, by JAX's name; the seeds are spread over all devices of this kind."""
+
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for lessons.json and lessons.png."""
+
+    overwrite: bool = False
+    """Replace the lessons that --output already holds."""
+
+    def __post_init__(self) -> None:
+        if len(self.all_seeds) < 3:
+            raise UsageError(complaint("seeds", " ".join(self.seeds), "at least 3 seeds, e.g. --seeds 0-19"))
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """Every seed, with ranges written out.
+
+        Raises:
+            UsageError: what a sweep over them would raise.
+        """
+        return sweep_options.Options(seeds=self.seeds).all_seeds
+
+
+def main() -> None:
+    description = "Try the post's lessons on many seeds."
+    options = parse(Options, sys.argv[1:], NAME, description, {"seeds": sweep_options.EXPECTED_VALUES["seeds"]})
+    devices.split_cpu()
+    programs.keep()
+    mesh = devices.find_mesh(options.device)
+    dataset = load_dataset(options.data)
+    if options.output is not None:
+        check_folder(options.output, FILES, options.overwrite)
+    environment = Environment("jax", devices.describe(mesh), "highest", train.cores())
+    print(f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…", file=sys.stderr)
+    print(f"device: {environment.device}, {len(options.all_seeds)} seeds", file=sys.stderr)
+
+    data = devices.place_data(dataset, mesh)
+    memory = devices.free_memory(mesh)
+    accuracy = {}
+    for settings in TRAINED:
+        experiments = [replace(setting, seed=seed) for setting in settings for seed in options.all_seeds]
+        members = train_members(experiments, data, mesh, memory)
+        percents = 100 * np.stack([member.accuracy for member in members])
+        for setting, seeds in zip(settings, np.split(percents, len(settings)), strict=True):
+            accuracy[setting.hidden, setting.softmax_output] = seeds
+    kinds = {device.platform: device for device in [*jax.devices("cpu"), *mesh.local_devices][::-1]}
+    timings = [timing for device in kinds.values() for timing in latency.measure(device)]
+
+    lessons = judge(Results(options.all_seeds, accuracy, timings))
+    print("\n".join(report.table(lessons)), flush=True)
+    if options.output is not None:
+        described = describe_environment(environment, dataset)
+        write_atomically(options.output / "lessons.json", report.as_json(lessons, timings, described))
+        write_atomically(options.output / "lessons.png", report.draw(lessons, accuracy, timings, dataset.name))
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, NAME))
