@@ -1,16 +1,15 @@
-"""Commands: their flags as dataclasses, and how they end: one clear line on standard error and an exit code."""
+"""Commands: flags as dataclasses, and how a command ends: one clear line on standard error and an exit code."""
 
+import argparse
 import contextlib
 import gc
-import io
-import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
-
-import tyro
+from collections.abc import Callable, Iterator
+from dataclasses import Field, field, fields, is_dataclass
+from types import EllipsisType, NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 Flags = TypeVar("Flags")
 
@@ -41,71 +40,147 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
+def option(
+    default: Any, help: str, metavar: str | None = None, expected: str | None = None, positional: bool = False
+) -> Any:
+    """A dataclass field that `parse` reads from the command line.
+
+    Args:
+        default: its value where the flag is not given; `dataclasses.MISSING` demands one.
+        expected: what its values have to be, in words for whoever gave another.
+        positional: a place on the command line in place of a flag.
+    """
+    told = {"help": help, "metavar": metavar, "expected": expected, "positional": positional}
+    return field(default=default, metadata=told)
+
+
+def like(kind: Any, name: str) -> Any:
+    """The same option as one of another dataclass."""
+    other = _field(kind, name)
+    return field(default=other.default, metadata=other.metadata)
+
+
+def parse(kind: type[Flags], arguments: list[str], name: str, description: str, default: Flags | None = None) -> Flags:
+    """What a command line asks for, as a dataclass whose fields are options or other such dataclasses.
+
+    `--help` prints the flags and exits. Booleans are switches, tuples take any number of values.
+
+    Args:
+        default: the values of flags that are not given, where they are not the dataclass's own.
+
+    Raises:
+        UsageError: an unknown flag, or a value that its flag does not take.
+    """
+    parser = _Parser(
+        prog=f"python -m {name}",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        exit_on_error=False,
+    )
+    for _, each, its_kind in _options(kind):
+        _add(parser, each, its_kind)
+    # --batch_size for --batch-size
+    spelled = [
+        word.replace("_", "-") + equals + value if word.startswith("--") else word + equals + value
+        for word, equals, value in (argument.partition("=") for argument in arguments)
+    ]
+    try:
+        given = vars(parser.parse_intermixed_args(spelled))
+    except argparse.ArgumentError as error:
+        for owner, each, _ in _options(kind):
+            if error.argument_name == flag(each.name) and "expected" in error.message:
+                raise complaint(owner, each.name, "") from None
+        raise UsageError(f"{error} (--help lists what there is)") from None
+    return _build(kind, given, default)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1e5 is a value, and no flag
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists what there is)")
+
+
+def _options(kind: Any) -> Iterator[tuple[Any, Field[Any], Any]]:
+    """Every option of a dataclass and of those within it, with the one that owns it and its type."""
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        if is_dataclass(types[each.name]):
+            yield from _options(types[each.name])
+        else:
+            yield kind, each, types[each.name]
+
+
+def _add(parser: argparse.ArgumentParser, each: Field[Any], kind: Any) -> None:
+    told, many = each.metadata, get_origin(kind) is tuple
+    default: Any = each.default
+    shown = " ".join(map(str, default)) if many else default
+    has_default = not told["positional"] and kind is not bool and shown is not None
+    text = told["help"].replace("%", "%%") + (f" (default: {shown})" if has_default else "")
+    if kind is bool:
+        parser.add_argument(flag(each.name), dest=each.name, action="store_true", help=text)
+    elif told["positional"]:
+        optional: dict[str, Any] = {"nargs": "*", "default": argparse.SUPPRESS} if many else {}
+        parser.add_argument(each.name, metavar=told["metavar"], help=text, **optional)
+    else:
+        choices = "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) is Literal else None
+        metavar = told["metavar"] or choices or kind.__name__.upper()
+        parser.add_argument(flag(each.name), dest=each.name, metavar=metavar, nargs="+" if many else None, help=text)
+
+
+def _build(kind: type[Flags], given: dict[str, Any], default: Any) -> Flags:
+    values = {}
+    types = get_type_hints(kind)
+    for each in fields(kind):  # type: ignore[arg-type]
+        earlier = getattr(default, each.name, None)
+        if is_dataclass(types[each.name]):
+            values[each.name] = _build(types[each.name], given, earlier)
+        elif each.name in given:
+            values[each.name] = _value(kind, each.name, types[each.name], given[each.name])
+        elif default is not None:
+            values[each.name] = earlier
+    return kind(**values)
+
+
+def _value(owner: Any, name: str, kind: Any, given: Any) -> Any:
+    """A flag's value of its type, from a word or several."""
+    if kind is bool:
+        return given
+    words = given if isinstance(given, list) else [given]
+    # An empty word is what a shell makes of an unset variable. As a folder it would be the current one.
+    if not all(words):
+        raise complaint(owner, name, "")
+    if get_origin(kind) is Literal:
+        if words[0] not in get_args(kind):
+            raise complaint(owner, name, words[0])
+        return words[0]
+    convert = next((each for each in get_args(kind) if each not in (NoneType, EllipsisType, Ellipsis)), kind)
+    try:
+        values = tuple(map(convert, words))
+    except ValueError:
+        raise complaint(owner, name, " ".join(words)) from None
+    return values if get_origin(kind) is tuple else values[0]
+
+
+def _field(kind: Any, name: str) -> Field[Any]:
+    return next(each for each in fields(kind) if each.name == name)
+
+
 def flag(name: str) -> str:
     """The command line's spelling of a field's name."""
     return "--" + name.replace("_", "-")
 
 
-def parse(
-    kind: type[Flags],
-    arguments: list[str],
-    name: str,
-    description: str,
-    expected: Mapping[str, str],
-    default: Flags | None = None,
-) -> Flags:
-    """What a command line asks for, by the flags of a dataclass; `--help` prints them and exits.
-
-    Args:
-        expected: what the values of some fields have to be, in words for whoever gave others.
-        default: the values of flags that are not given, where they are not the dataclass's own.
-
-    Raises:
-        UsageError: an unknown flag or a value that its flag does not take.
-    """
-    for before, argument in itertools.pairwise(["", *arguments]):
-        # What a shell makes of an unset variable. As a folder it would be the current one.
-        if argument == "" or re.fullmatch(r"--[\w-]+=", argument):
-            raise UsageError(f"{argument.strip('=') or before} without a value (--help lists what there is)")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind,
-                args=arguments,
-                prog=f"python -m {name}",
-                description=description,
-                default=cast(Flags, default),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        raise UsageError(_one_line(said.getvalue(), arguments, expected)) from None
-
-
-def _one_line(box: str, arguments: list[str], all_expected: Mapping[str, str]) -> str:
-    """tyro's complaint, which it draws as a box of text above a rule, as one line."""
-    text = re.split(r"│ ─+ │", box)[0]
-    said = " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]).split())
-    for name, expected in all_expected.items():
-        if re.search(rf"(parsing|argument) '?{flag(name)}\b", said):
-            return complaint(name, _values(arguments, flag(name)), expected)
-    return f"{said} (--help lists what there is)"
-
-
-def _values(arguments: list[str], name: str) -> str:
-    """What a command line gives a flag, the last time it stands there."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    # tyro takes --batch_size for --batch-size.
-    flags = [word.replace("_", "-") if word.startswith("--") else word for word in words]
-    following = words[len(flags) - flags[::-1].index(name) :]
-    return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), following))
-
-
-def complaint(name: str, given: str, expected: str) -> str:
-    """The line for a value that its flag does not take."""
-    return f"{flag(name)} {given or 'without a value'}: expected {expected}"
+def complaint(owner: Any, name: str, given: Any) -> UsageError:
+    """The error for a value that an option does not take, with what its dataclass says was expected."""
+    told = _field(owner, name).metadata
+    words = " ".join(map(str, given)) if isinstance(given, tuple | list) else str(given)
+    what = told["metavar"] if told["positional"] else flag(name)
+    expected = f": expected {told['expected']}" if told["expected"] else " (--help lists what there is)"
+    return UsageError(f"{what} {words or 'without a value'}{expected}")
 
 
 def run(command: Callable[[], None], name: str) -> int:

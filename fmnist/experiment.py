@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist.command import UsageError, complaint
+from fmnist.command import complaint, option
 
 PIXELS = 784
 CLASSES = 10
@@ -23,15 +23,6 @@ FLOAT32 = np.finfo(np.float32)
 # A gigabyte of float32: far above any width that means something here, far below what kills a machine.
 MOST_PARAMETERS = 2**28
 
-EXPECTED = {
-    "hidden": f"one or more widths of at least 1, and at most {MOST_PARAMETERS:,} parameters in all, e.g. --hidden 16",
-    "batch_size": f"a whole number from 1 to {TRAINING_IMAGES}, e.g. --batch-size 64",
-    "lr": "a positive number that float32 can hold, e.g. --lr 0.001",
-    "epochs": "a whole number of at least 1, e.g. --epochs 20",
-    "seed": "a whole number from 0 to 2**64 - 1, e.g. --seed 0",
-    "checkpoint_every": "a whole number of at least 1, e.g. --checkpoint-every 1",
-}
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -41,23 +32,34 @@ class Experiment:
         UsageError: a value outside what its flag allows.
     """
 
-    hidden: tuple[int, ...] = (16,)
-    """Widths of the hidden layers, from the images to the classes."""
-
-    softmax_output: bool = False
-    """Make the classic mistake: the network returns its softmax to a cross-entropy that expects logits."""
-
-    batch_size: int = 64
-    """Images in a batch; the last one of an epoch is as short as it comes out."""
-
-    lr: float = 1e-3
-    """Learning rate of SGD."""
-
-    epochs: int = 20
-    """Passes over the 60,000 training images, each followed by a test pass."""
-
-    seed: int = 0
-    """Seed of torch's CPU generator, which draws the starting parameters."""
+    hidden: tuple[int, ...] = option(
+        (16,),
+        "Widths of the hidden layers, from the images to the classes.",
+        metavar="WIDTH",
+        expected=f"one or more widths of at least 1, and at most {MOST_PARAMETERS:,} parameters in all, "
+        "e.g. --hidden 16",
+    )
+    softmax_output: bool = option(
+        False, "Make the classic mistake: the network returns its softmax to a cross-entropy that expects logits."
+    )
+    batch_size: int = option(
+        64,
+        "Images in a batch; the last one of an epoch is as short as it comes out.",
+        expected=f"a whole number from 1 to {TRAINING_IMAGES}, e.g. --batch-size 64",
+    )
+    lr: float = option(
+        1e-3, "Learning rate of SGD.", expected="a positive number that float32 can hold, e.g. --lr 0.001"
+    )
+    epochs: int = option(
+        20,
+        "Passes over the 60,000 training images, each followed by a test pass.",
+        expected="a whole number of at least 1, e.g. --epochs 20",
+    )
+    seed: int = option(
+        0,
+        "Seed of torch's CPU generator, which draws the initial parameters.",
+        expected="a whole number from 0 to 2**64 - 1, e.g. --seed 0",
+    )
 
     def __post_init__(self) -> None:
         valid = {
@@ -69,9 +71,7 @@ class Experiment:
         }
         for name, is_valid in valid.items():
             if not is_valid:
-                value = getattr(self, name)
-                given = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                raise UsageError(complaint(name, given, EXPECTED[name]))
+                raise complaint(self, name, getattr(self, name))
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -3,21 +3,21 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from fmnist.command import UsageError, parse
+from fmnist.command import UsageError, like, option, parse
 from fmnist.data import Dataset, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
 from fmnist.files import write_atomically
 from fmnist.predictions.model_file import read_model
 from fmnist.runs.folders import check_folder
 from fmnist.runs.lines import progress
+from fmnist.runs.options import TrainOptions
 
 # The names that the post uses: its `classes`.
 NAMES = (
@@ -41,29 +41,28 @@ Predict = Callable[[Experiment, StateDict, NDArray[np.uint8]], Probabilities]
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """A model, and what it is asked about."""
 
-    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-    """A safetensors file of linear layers from 784 to 10, such as either trainer's model.safetensors."""
-
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")] = ()
-    """PNG or JPEG files of any size; without any, the model is tried on the test set."""
-
-    json: bool = False
-    """Print JSON, with the probabilities of all classes."""
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """The test set's folder, or 'synthetic'; looked for and downloaded like the trainers' if not given."""
-
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """Device by its framework's name, e.g. cpu; 'auto' is the accelerator where there is one."""
-
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for predictions.json and predictions.png, a page of pictures, of the test set."""
-
-    overwrite: bool = False
-    """Replace the predictions that --output already holds."""
+    model: Path = option(
+        MISSING,
+        "A safetensors file of linear layers from 784 to 10, such as either trainer's model.safetensors.",
+        metavar="MODEL",
+        positional=True,
+    )
+    images: tuple[Path, ...] = option(
+        (),
+        "PNG or JPEG files of any size; without any, the model is tried on the test set.",
+        metavar="IMAGE",
+        positional=True,
+    )
+    json: bool = option(False, "Print JSON, with the probabilities of all classes.")
+    data: str | None = like(TrainOptions, "data")
+    device: str = like(TrainOptions, "device")
+    output: Path | None = option(
+        None, "Folder for predictions.json and predictions.png, a page of pictures, of the test set.", metavar="DIR"
+    )
+    overwrite: bool = option(False, "Replace the predictions that --output already holds.")
 
     def __post_init__(self) -> None:
         if self.images and self.output is not None:
@@ -76,7 +75,7 @@ def run(arguments: list[str], name: str, prepare: Callable[[str], Predict]) -> N
     Args:
         prepare: gives the side's network on the device of a name.
     """
-    options = parse(Options, arguments, name, "Ask a trained model what is in images.", {})
+    options = parse(PredictOptions, arguments, name, "Ask a trained model what is in images.")
     predict = prepare(options.device)
     experiment, tensors = read_model(options.model)
     if options.images:
@@ -88,7 +87,7 @@ def run(arguments: list[str], name: str, prepare: Callable[[str], Predict]) -> N
     _say_of_test_set(options, dataset, tensors, predict(experiment, tensors, dataset.test.images))
 
 
-def _say_of_images(options: Options, predict: Callable[[NDArray[np.uint8]], Probabilities]) -> None:
+def _say_of_images(options: PredictOptions, predict: Callable[[NDArray[np.uint8]], Probabilities]) -> None:
     from fmnist.predictions.images import read_image
 
     prepared = [read_image(path) for path in progress(options.images, "images")]
@@ -125,7 +124,9 @@ def scores(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.f
         return right / counts.sum(axis=0), right / counts.sum(axis=1)
 
 
-def _say_of_test_set(options: Options, dataset: Dataset, tensors: StateDict, probabilities: Probabilities) -> None:
+def _say_of_test_set(
+    options: PredictOptions, dataset: Dataset, tensors: StateDict, probabilities: Probabilities
+) -> None:
     images, labels = dataset.test
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted)

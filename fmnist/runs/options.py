@@ -2,49 +2,50 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from fmnist.command import UsageError, complaint, flag, parse
-from fmnist.experiment import EXPECTED, Experiment
+from fmnist.command import UsageError, complaint, flag, option, parse
+from fmnist.experiment import Experiment
 from fmnist.runs import checkpoints
 from fmnist.runs.folders import CHECKPOINT
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """One run of a trainer: the experiment, and where it happens."""
 
-    experiment: tyro.conf.OmitArgPrefixes[Experiment] = field(default_factory=Experiment)
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """Folder that holds FashionMNIST/raw/*.gz; 'synthetic' draws a stand-in. By default $FMNIST_DATA, ./data and
-    ../shared/datasets are tried, then a download into ./data."""
-
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """Device by its framework's name, e.g. cpu; 'auto' is the accelerator where there is one."""
-
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for the run's files: config, environment, metrics, model and curves."""
-
-    overwrite: bool = False
-    """Delete the run that --output already holds, and write this one."""
-
-    resume: bool = False
-    """Go on with the run that --output holds, from its last checkpoint; what other flags leave open is as it was, and
-    more --epochs extend it."""
-
-    checkpoint_every: int = 1
-    """Epochs from one checkpoint in --output to the next."""
-
-    tensorboard: bool = False
-    """Write the curves for TensorBoard, too, into the folder tensorboard in --output."""
+    experiment: Experiment = field(default_factory=Experiment)
+    data: str | None = option(
+        None,
+        "Folder that holds FashionMNIST/raw/*.gz; 'synthetic' draws a stand-in. By default $FMNIST_DATA, ./data and "
+        "../shared/datasets are tried, then a download into ./data.",
+        metavar="DIR|synthetic",
+    )
+    device: str = option(
+        "auto",
+        "Device by its framework's name, e.g. cpu; 'auto' is the accelerator where there is one.",
+        metavar="NAME",
+    )
+    output: Path | None = option(
+        None, "Folder for the run's files: config, environment, metrics, model and curves.", metavar="DIR"
+    )
+    overwrite: bool = option(False, "Delete the run that --output already holds, and write this one.")
+    resume: bool = option(
+        False,
+        "Resume the run that --output holds from its last checkpoint; flags that are not given are as they were, and "
+        "more --epochs extend it.",
+    )
+    checkpoint_every: int = option(
+        1,
+        "Epochs from one checkpoint in --output to the next.",
+        expected="a whole number of at least 1, e.g. --checkpoint-every 1",
+    )
+    tensorboard: bool = option(False, "Write the curves for TensorBoard, too, into the folder tensorboard in --output.")
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             given = str(self.checkpoint_every)
-            raise UsageError(complaint("checkpoint_every", given, EXPECTED["checkpoint_every"]))
+            raise complaint(self, "checkpoint_every", given)
         if self.resume and self.output is None:
             raise UsageError("--resume without --output: name the folder of the run to go on with")
         if self.tensorboard and self.output is None:
@@ -53,13 +54,13 @@ class Options:
             raise UsageError("--resume and --overwrite: a run is gone on with or replaced; give one of the two")
 
 
-def parse_options(arguments: list[str], name: str, description: str) -> Options:
+def parse_options(arguments: list[str], name: str, description: str) -> TrainOptions:
     """What a trainer's command line asks for; with `--resume`, what it leaves open is as it was.
 
     Raises:
         UsageError: it cannot be done, or contradicts the run that it resumes.
     """
-    options = parse(Options, arguments, name, description, EXPECTED)
+    options = parse(TrainOptions, arguments, name, description)
     if not options.resume:
         return options
     assert options.output is not None
@@ -67,8 +68,8 @@ def parse_options(arguments: list[str], name: str, description: str) -> Options:
         checkpoint = checkpoints.read(options.output / CHECKPOINT)
     except FileNotFoundError:
         return options
-    was = Options(checkpoint.experiment, data="synthetic" if checkpoint.data["name"] == "synthetic" else None)
-    options = parse(Options, arguments, name, description, EXPECTED, default=was)
+    was = TrainOptions(checkpoint.experiment, data="synthetic" if checkpoint.data["name"] == "synthetic" else None)
+    options = parse(TrainOptions, arguments, name, description, default=was)
     asked, before = asdict(options.experiment), asdict(checkpoint.experiment)
     if asked["epochs"] > before["epochs"]:
         before["epochs"] = asked["epochs"]

@@ -11,12 +11,12 @@ from fmnist.files import read_file
 from fmnist.runs import checkpoints
 from fmnist.runs.checkpoints import Checkpoint
 from fmnist.runs.folders import CHECKPOINT, METRICS
-from fmnist.runs.options import Options
+from fmnist.runs.options import TrainOptions
 
 MOST_METRICS = 2**30
 
 
-def restore(folder: Path, options: Options, dataset: Dataset) -> Checkpoint | None:
+def restore(folder: Path, options: TrainOptions, dataset: Dataset) -> Checkpoint | None:
     """The checkpoint that the run in a folder goes on from; None where there is none, and nothing to lose.
 
     Raises:

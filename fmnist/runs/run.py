@@ -23,7 +23,7 @@ from fmnist.runs.checkpoints import Checkpoint
 from fmnist.runs.environment import Environment, describe_environment, differences
 from fmnist.runs.folders import CHECKPOINT, FILES, METRICS, check_folder
 from fmnist.runs.lines import LOG_EVERY, describe, header, loss_line, progress, test_lines
-from fmnist.runs.options import Options
+from fmnist.runs.options import TrainOptions
 from fmnist.signatures import save_signed
 
 
@@ -31,7 +31,7 @@ from fmnist.signatures import save_signed
 class Run:
     """A run under way: prints its lines and keeps its files as it goes."""
 
-    options: Options
+    options: TrainOptions
     environment: Environment
     dataset: Dataset
     resumed: Checkpoint | None = None
@@ -176,7 +176,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def start(options: Options, environment: Environment, dataset: Dataset, name: str) -> Iterator[Run]:
+def start(options: TrainOptions, environment: Environment, dataset: Dataset, name: str) -> Iterator[Run]:
     """A run from its first epoch or, with `--resume`, from its last checkpoint; prints its header to standard error.
 
     While it lasts, no other run can write into its folder, and signals end it only where nothing is lost.

@@ -3,24 +3,23 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
-import tyro
 
 from fmnist import command
-from fmnist.command import UsageError, complaint, parse
+from fmnist.command import complaint, like, option, parse
 from fmnist.data import load_dataset
 from fmnist.experiment import Experiment
 from fmnist.files import write_atomically
 from fmnist.runs.environment import Environment, describe_environment
 from fmnist.runs.folders import check_folder
+from fmnist.runs.options import TrainOptions
 from fmnist_jax import programs, train
 from fmnist_jax.lessons import latency, report
 from fmnist_jax.lessons.claims import Results, judge
 from fmnist_jax.sweep import devices
-from fmnist_jax.sweep import options as sweep_options
+from fmnist_jax.sweep.options import SweepOptions
 from fmnist_jax.sweep.training import train_members
 
 NAME = "fmnist_jax.lessons"
@@ -36,28 +35,25 @@ TRAINED = (
 
 
 @dataclass(frozen=True)
-class Options:
+class LessonsOptions:
     """Where the lessons are tried."""
 
-    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SEED|FIRST-LAST...")] = ("0-19",)
-    """At least 3 seeds of torch's CPU generator; ranges include their last."""
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """Folder that holds FashionMNIST/raw/*.gz, or 'synthetic'; looked for and downloaded like the trainers' if not
-    given."""
-
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """Kind of device, by JAX's name; the seeds are spread over all devices of this kind."""
-
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for lessons.json and lessons.png."""
-
-    overwrite: bool = False
-    """Replace the lessons that --output already holds."""
+    seeds: tuple[str, ...] = option(
+        ("0-19",),
+        "At least 3 seeds of torch's CPU generator; ranges include their last.",
+        metavar="SEED|FIRST-LAST",
+        expected="at least 3 whole numbers from 0 to 2**64 - 1 and ranges of them, e.g. --seeds 0-19",
+    )
+    data: str | None = like(TrainOptions, "data")
+    device: str = option(
+        "auto", "Kind of device, by JAX's name; the seeds are spread over all devices of this kind.", metavar="NAME"
+    )
+    output: Path | None = option(None, "Folder for lessons.json and lessons.png.", metavar="DIR")
+    overwrite: bool = option(False, "Replace the lessons that --output already holds.")
 
     def __post_init__(self) -> None:
         if len(self.all_seeds) < 3:
-            raise UsageError(complaint("seeds", " ".join(self.seeds), "at least 3 seeds, e.g. --seeds 0-19"))
+            raise complaint(self, "seeds", self.seeds)
 
     @property
     def all_seeds(self) -> list[int]:
@@ -66,12 +62,12 @@ class Options:
         Raises:
             UsageError: what a sweep over them would raise.
         """
-        return sweep_options.Options(seeds=self.seeds).all_seeds
+        return SweepOptions(seeds=self.seeds).all_seeds
 
 
 def main() -> None:
     description = "Try the post's lessons on many seeds."
-    options = parse(Options, sys.argv[1:], NAME, description, {"seeds": sweep_options.EXPECTED_VALUES["seeds"]})
+    options = parse(LessonsOptions, sys.argv[1:], NAME, description)
     devices.split_cpu()
     programs.keep()
     mesh = devices.find_mesh(options.device)

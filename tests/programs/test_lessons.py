@@ -111,7 +111,7 @@ def test_three_seeds_end_to_end(dataset: Dataset, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("--seeds", "--seeds without a value"),
-        ("--seeds 1 2", "--seeds 1 2: expected at least 3 seeds"),
+        ("--seeds 1 2", "--seeds 1 2: expected at least 3 whole numbers"),
         ("--seeds 1 2 1", "--seeds 1: given 2 times"),
         ("--seeds x", "--seeds x: expected"),
         ("--output pyproject.toml", "pyproject.toml: not a folder"),
