@@ -3,6 +3,8 @@
 import sys
 from dataclasses import replace
 
+import jax
+
 from fmnist import command
 from fmnist.command import parse
 from fmnist.data import load_dataset
@@ -11,7 +13,7 @@ from fmnist.runs.environment import Environment, describe_environment
 from fmnist.runs.folders import check_folder
 from fmnist_jax import programs, train
 from fmnist_jax.sweep import devices, hosts, report
-from fmnist_jax.sweep.options import EXPECTED_VALUES, Options
+from fmnist_jax.sweep.options import SweepOptions
 from fmnist_jax.sweep.training import train_members
 
 NAME = "fmnist_jax.sweep"
@@ -19,23 +21,23 @@ FILES = ("sweep.json", "sweep.png")
 
 
 def main() -> None:
-    options = parse(Options, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.", EXPECTED_VALUES)
-    is_first = options.process == 0
+    options = parse(SweepOptions, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.")
     # What may fail in one process only comes before they join: the others would wait for it in vain.
-    if options.output is not None and is_first:
+    if options.output is not None:
         check_folder(options.output, FILES, options.overwrite)
     dataset = load_dataset(options.data)
     devices.split_cpu()
     programs.keep()
-    if options.coordinator is not None:
-        settings = repr(replace(options, process=0, data=None, output=None, overwrite=False)) + dataset.sha256
-        hosts.join(options.coordinator, options.processes, options.process, settings, options.wait)
+    if options.distributed or options.processes > 1:
+        hosts.join(NAME, options)
+        hosts.agree(repr(replace(options, process=0, data=None, output=None, overwrite=False)) + dataset.sha256)
+    processes, is_first = jax.process_count(), jax.process_index() == 0
     mesh = devices.find_mesh(options.device)
     memory = devices.free_memory(mesh) if options.memory is None else int(options.memory * 2**30)
     device = devices.describe(mesh)
     environment = Environment("jax", device, "highest", train.cores())
     if is_first:
-        print(f"device: {device}, {options.processes} process{'es' * (options.processes > 1)}", file=sys.stderr)
+        print(f"device: {device}, {processes} process{'es' * (processes > 1)}", file=sys.stderr)
         print(f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…", file=sys.stderr)
         print(f"members: {len(options.settings)} settings x {len(options.all_seeds)} seeds", file=sys.stderr)
 

@@ -1,101 +1,56 @@
 """Several processes, on one machine or on many, as one."""
 
-import json
+import hashlib
 import os
-import socket
 import sys
-import time
-from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from fmnist.command import UnavailableError, UsageError
+from fmnist_jax.sweep.options import SweepOptions
 
 
-def join(coordinator: str, processes: int, process: int, settings: str, wait: float) -> None:
-    """Make JAX's devices of all processes one set, once all have come to the coordinator, `HOST:PORT`.
+def join(name: str, options: SweepOptions) -> None:
+    """Make JAX's devices of all processes one set, once all have come to the coordinator.
 
-    JAX would end the interpreter if some did not come; so they meet here first.
+    JAX's runtime ends the interpreter itself, with words of its own, if some do not come in time.
 
     Args:
-        settings: what all have to agree in, in any words.
-        wait: seconds until those that are missing are given up.
+        name: the command's, for the line that says who waits for whom.
 
     Raises:
-        UnavailableError: not all came in time, or the coordinator is not to be reached.
-        UsageError: a process came twice, or with other settings.
+        UnavailableError: `--distributed`, and JAX detects no cluster; or the coordinator cannot listen.
     """
-    host, _, port = coordinator.rpartition(":")
-    deadline = time.monotonic() + wait
-    greeting = {"process": process, "processes": processes, "settings": settings}
-    if process == 0:
-        _receive(int(port), greeting, deadline, wait)
-    else:
-        _announce(host, int(port), greeting, deadline, wait)
     # Gloo announces its connections on standard output, where only results belong.
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=int(wait) + 1)
-
-
-def _receive(port: int, own: dict[str, Any], deadline: float, wait: float) -> None:
-    """Let all other processes come, and tell them to go on or why not."""
-    here: set[int] = set()
-    connections = []
-    verdict = ""
+    coordinator, processes, process = options.coordinator, options.processes, options.process
+    who = "joins the cluster that JAX detects" if options.distributed else f"process {process} of {processes}"
+    where = "" if options.distributed else f" meets the others at {coordinator}"
+    print(f"{name}: {who}{where}; JAX aborts if not all have come in {options.wait} s", file=sys.stderr, flush=True)
     try:
-        with socket.create_server(("", port)) as server:
-            while not verdict and len(here) < own["processes"] - 1:
-                try:
-                    server.settimeout(max(0.001, deadline - time.monotonic()))
-                    connection, _ = server.accept()
-                    connection.settimeout(max(0.001, deadline - time.monotonic()))
-                    greeting = json.loads(connection.makefile("r").readline())
-                    process = int(greeting["process"])
-                except TimeoutError:
-                    missing = sorted({*range(1, own["processes"])} - here)
-                    verdict = f"process {', '.join(map(str, missing))} of {own['processes']} did not come in {wait:g} s"
-                    break
-                except (ValueError, TypeError, KeyError, OSError):
-                    continue  # somebody else, who tries this port
-                if greeting != own | {"process": process}:
-                    verdict = f"process {process} was given other flags than process 0"
-                elif process in here or process == 0:
-                    verdict = f"two processes say that they are --process {process}"
-                here.add(process)
-                connections.append(connection)
-    except (OSError, OverflowError) as error:
-        raise UnavailableError(f"--coordinator :{port}: cannot listen there: {error}") from None
-    finally:
-        for connection in connections:
-            with connection:
-                connection.sendall(f"{verdict or 'go'}\n".encode())
-    _obey(verdict or "go")
-
-
-def _announce(host: str, port: int, own: dict[str, Any], deadline: float, wait: float) -> None:
-    """Come to the coordinator, and wait for what it says."""
-    said = ""
-    while not said:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise UnavailableError(
-                f"--coordinator {host}:{port}: process 0 did not answer in {wait:g} s; start it there, or name where "
-                "it listens"
+        if options.distributed:
+            jax.distributed.initialize(initialization_timeout=options.wait)
+        else:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                coordinator_bind_address=coordinator,
+                initialization_timeout=options.wait,
             )
-        try:
-            with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(json.dumps(own).encode() + b"\n")
-                # The coordinator may wait until its own deadline, which began when it did.
-                connection.settimeout(wait + 1)
-                said = connection.makefile("r").readline().strip()
-        except (OSError, OverflowError):
-            time.sleep(0.1)
-    _obey(said)
+    except (RuntimeError, ValueError) as error:
+        raise UnavailableError(f"the processes cannot join: {error}") from None
 
 
-def _obey(verdict: str) -> None:
-    if "did not come" in verdict:
-        raise UnavailableError(f"{verdict}; start them all, or give a smaller --processes")
-    if verdict != "go":
-        raise UsageError(f"{verdict}; give all processes the same flags, but each its own --process")
+def agree(settings: str) -> None:
+    """Make sure that all processes were asked for the same.
+
+    Raises:
+        UsageError: they were not; in every one of them.
+    """
+    digest = np.frombuffer(hashlib.sha256(settings.encode()).digest(), np.uint8)
+    if (process_allgather(digest) != digest).any():
+        raise UsageError("the processes were given different flags or data; give all the same, but each its --process")
