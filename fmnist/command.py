@@ -78,6 +78,7 @@ def parse(kind: type[Flags], arguments: list[str], name: str, description: str, 
         argument_default=argparse.SUPPRESS,
         exit_on_error=False,
     )
+    parser.usage = "%(prog)s [options]"
     for _, each, its_kind in _options(kind):
         _add(parser, each, its_kind)
     # --batch_size for --batch-size
@@ -123,6 +124,7 @@ def _add(parser: argparse.ArgumentParser, each: Field[Any], kind: Any) -> None:
     if kind is bool:
         parser.add_argument(flag(each.name), dest=each.name, action="store_true", help=text)
     elif told["positional"]:
+        parser.usage = f"{parser.usage} [{told['metavar']} ...]" if many else f"{parser.usage} {told['metavar']}"
         optional: dict[str, Any] = {"nargs": "*", "default": argparse.SUPPRESS} if many else {}
         parser.add_argument(each.name, metavar=told["metavar"], help=text, **optional)
     else:

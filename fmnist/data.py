@@ -123,7 +123,7 @@ def _raw(folder: Path) -> Path:
 
 
 def _read_folder(folder: Path) -> Dataset:
-    """Decode a folder's four files by torchvision, which writes beside what it reads: in a copy, hence."""
+    """Decode a folder's four files by torchvision, in a copy, for it writes beside what it reads."""
     for name in MD5:
         _check_file(folder, name)
     from torchvision.datasets import FashionMNIST
@@ -211,7 +211,7 @@ def _cache_file() -> Path:
 
 
 def _read_cache() -> Dataset | None:
-    """The cached arrays; None, with a line that says so if they are damaged, where they have to be made anew."""
+    """The cached arrays; None, with a line that says so if they are damaged, where they have to be rebuilt."""
     path = _cache_file()
     try:
         arrays = load(read_file(path, MOST_CACHED))
@@ -226,7 +226,7 @@ def _read_cache() -> Dataset | None:
         wrong = str(error)
     if wrong is not None:
         print(
-            f"{path}: the data cache is damaged or unreadable ({wrong}); making it anew from the source",
+            f"{path}: the data cache is damaged or unreadable ({wrong}); rebuilding it from the source",
             file=sys.stderr,
         )
         return None
@@ -245,4 +245,4 @@ def _write_cache(dataset: Dataset) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     except OSError as error:
-        print(f"{path}: the data cache cannot be written ({error.strerror}); going on without", file=sys.stderr)
+        print(f"{path}: the data cache cannot be written ({error.strerror}); continuing without", file=sys.stderr)

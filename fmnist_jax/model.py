@@ -37,16 +37,16 @@ def network(experiment: Experiment) -> ShallowNetwork:
     return ShallowNetwork(experiment.hidden, experiment.softmax_output)
 
 
-def from_torch(tensors: StateDict) -> Params:
+def from_torch(state_dict: StateDict) -> Params:
     """flax's parameters from torch's: a kernel is a weight transposed, `(in, out)` from `(out, in)`."""
-    layers = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
-    return {layer: {"kernel": tensors[f"{layer}.weight"].T, "bias": tensors[f"{layer}.bias"]} for layer in layers}
+    layers = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
+    return {layer: {"kernel": state_dict[f"{layer}.weight"].T, "bias": state_dict[f"{layer}.bias"]} for layer in layers}
 
 
 def to_torch(params: Params) -> StateDict:
-    """torch's tensors from flax's parameters: NumPy copies, C-contiguous."""
-    tensors = {}
+    """torch's `state_dict` from flax's parameters: NumPy copies, C-contiguous."""
+    state_dict = {}
     for layer, values in params.items():
-        tensors[f"{layer}.weight"] = np.array(np.asarray(values["kernel"]).T, order="C")
-        tensors[f"{layer}.bias"] = np.array(values["bias"])
-    return tensors
+        state_dict[f"{layer}.weight"] = np.array(np.asarray(values["kernel"]).T, order="C")
+        state_dict[f"{layer}.bias"] = np.array(values["bias"])
+    return state_dict

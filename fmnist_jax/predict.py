@@ -19,8 +19,8 @@ def prepare(device_name: str) -> report.Predict:
     """The network on a device, as a function of its parameters and images."""
     device = find_device(device_name)
 
-    def probabilities(experiment: Experiment, tensors: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
-        params = jax.device_put(from_torch(tensors), device)
+    def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
+        params = jax.device_put(from_torch(state_dict), device)
         logits = jax.jit(network(experiment).apply)({"params": params}, decode(images, device))
         return np.asarray(jax.nn.softmax(logits))
 

@@ -35,9 +35,9 @@ def init(experiment: Experiment) -> ShallowNetwork:
     return ShallowNetwork(experiment)
 
 
-def from_numpy(tensors: StateDict) -> dict[str, Tensor]:
+def from_numpy(state_dict: StateDict) -> dict[str, Tensor]:
     """A `state_dict` from NumPy arrays, which it shares no memory with."""
-    return {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    return {name: torch.tensor(tensor) for name, tensor in state_dict.items()}
 
 
 def to_numpy(model: ShallowNetwork) -> StateDict:

@@ -20,9 +20,9 @@ def prepare(device_name: str) -> report.Predict:
     device = find_device(device_name)
 
     @torch.no_grad()
-    def probabilities(experiment: Experiment, tensors: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
+    def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
         model = ShallowNetwork(experiment)
-        model.load_state_dict(from_numpy(tensors))
+        model.load_state_dict(from_numpy(state_dict))
         logits = model.to(device).eval()(decode(images, device))
         found: report.Probabilities = logits.softmax(dim=1).numpy(force=True)
         return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fmnist import metrics
 from fmnist.data import Dataset, load_dataset
 from fmnist.experiment import Experiment, StateDict
 from parity.formulas import Array
@@ -107,6 +108,6 @@ def _reference_run(tensors: StateDict, experiment: Experiment, dataset: Dataset)
         correct, test_losses = train.evaluate(state.network, *splits[1], experiment.batch_size)
         result.tensors.append(torch_port.tensors(state))
         result.losses.append(losses.numpy(force=True))
-        result.accuracy.append(correct.item() / len(dataset.test.labels))
-        result.average_loss.append(test_losses.double().mean().item())
+        result.accuracy.append(float(metrics.accuracy(correct.cpu(), len(dataset.test.labels))))
+        result.average_loss.append(float(metrics.average_loss(test_losses.cpu())))
     return result

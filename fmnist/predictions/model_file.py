@@ -37,14 +37,14 @@ def read_model(path: Path) -> tuple[Experiment, StateDict]:
         raise UsageError(f"{path}: {str(error)[:200] or 'damaged'}; {EXPECTED}") from None
 
 
-def _layers(tensors: StateDict) -> tuple[Experiment, StateDict]:
-    names = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_by_numbers)
-    if {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} != tensors.keys():
-        raise ValueError(f"it holds {', '.join(sorted(tensors)[:8]) or 'nothing'}")
+def _layers(state_dict: StateDict) -> tuple[Experiment, StateDict]:
+    names = sorted((name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")), key=_by_numbers)
+    if {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} != state_dict.keys():
+        raise ValueError(f"it holds {', '.join(sorted(state_dict)[:8]) or 'nothing'}")
     found: StateDict = {}
     widths = [PIXELS]
     for layer, name in enumerate(names, 1):
-        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        weight, bias = state_dict[f"{name}.weight"], state_dict[f"{name}.bias"]
         if weight.ndim != 2 or weight.shape[1] != widths[-1] or bias.shape != weight.shape[:1]:
             raise ValueError(f"{name} has weights {weight.shape} and biases {bias.shape} after {widths[-1]} values")
         widths.append(len(weight))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist import metrics
 from fmnist.command import UsageError, like, option, parse
 from fmnist.data import Dataset, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
@@ -32,7 +33,7 @@ NAMES = (
     "Bag",
     "Ankle boot",
 )
-FILES = ("predictions.json", "predictions.png")
+JSON, PICTURE = "predictions.json", "predictions.png"
 LIKELIEST = 3
 
 Probabilities = NDArray[np.float32]
@@ -77,14 +78,14 @@ def run(arguments: list[str], name: str, prepare: Callable[[str], Predict]) -> N
     """
     options = parse(PredictOptions, arguments, name, "Ask a trained model what is in images.")
     predict = prepare(options.device)
-    experiment, tensors = read_model(options.model)
+    experiment, state_dict = read_model(options.model)
     if options.images:
-        _say_of_images(options, lambda images: predict(experiment, tensors, images))
+        _say_of_images(options, lambda images: predict(experiment, state_dict, images))
         return
     if options.output is not None:
-        check_folder(options.output, FILES, options.overwrite)
+        check_folder(options.output, (JSON, PICTURE), options.overwrite)
     dataset = load_dataset(options.data)
-    _say_of_test_set(options, dataset, tensors, predict(experiment, tensors, dataset.test.images))
+    _say_of_test_set(options, dataset, state_dict, predict(experiment, state_dict, dataset.test.images))
 
 
 def _say_of_images(options: PredictOptions, predict: Callable[[NDArray[np.uint8]], Probabilities]) -> None:
@@ -125,13 +126,13 @@ def scores(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _say_of_test_set(
-    options: PredictOptions, dataset: Dataset, tensors: StateDict, probabilities: Probabilities
+    options: PredictOptions, dataset: Dataset, state_dict: StateDict, probabilities: Probabilities
 ) -> None:
     images, labels = dataset.test
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted)
     precision, recall = scores(counts)
-    accuracy = float((predicted == labels).mean())
+    accuracy = float(metrics.accuracy((predicted == labels).sum(), len(labels)))
     found = {
         "model": str(options.model),
         "data": dataset.name,
@@ -150,7 +151,7 @@ def _say_of_test_set(
     if options.json:
         print(content)
     else:
-        print(f"{accuracy:.2%} of {len(labels):,} test images of {dataset.name} are classified rightly")
+        print(f"{accuracy:.2%} of {len(labels):,} test images of {dataset.name} are correctly classified")
         print(f"{'class':<12} {'precision':>9} {'recall':>7} {'images':>6}")
         for label, name in enumerate(NAMES):
             print(f"{name:<12} {precision[label]:>9.1%} {recall[label]:>7.1%} {counts[label].sum():>6}")
@@ -158,6 +159,6 @@ def _say_of_test_set(
         from fmnist.predictions.page import draw
 
         title = f"{options.model} on {dataset.name}: {accuracy:.2%} of {len(labels):,} test images"
-        write_atomically(options.output / "predictions.json", (content + "\n").encode())
-        page = draw(title, NAMES, counts, images, labels, probabilities, tensors["fc1.weight"])
-        write_atomically(options.output / "predictions.png", page)
+        write_atomically(options.output / JSON, (content + "\n").encode())
+        page = draw(title, NAMES, counts, images, labels, probabilities, state_dict["fc1.weight"])
+        write_atomically(options.output / PICTURE, page)

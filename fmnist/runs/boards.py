@@ -13,7 +13,7 @@ FOLDER = "tensorboard"
 
 
 def start(output: Path, done: int) -> Any:
-    """A writer into a run's folder that goes on after `done` updates; what was written of later ones counts no more.
+    """A writer into a run's folder that continues after `done` updates; what was written of later ones is dropped.
 
     Raises:
         UnavailableError: tensorboardX is not installed.

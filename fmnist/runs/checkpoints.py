@@ -21,14 +21,14 @@ MOST_BYTES = 4 * MOST_PARAMETERS + 2**24
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on to the bits that it would have come to."""
+    """All that a resumed run needs to end at the bits of an uninterrupted one."""
 
     experiment: Experiment
     epoch: int
     """Epochs that are done."""
     step: int
     """Updates that were made: all there is to the state of an SGD without momentum."""
-    tensors: StateDict
+    state_dict: StateDict
     data: dict[str, str]
     """Name and SHA-256 of the data."""
     environments: list[dict[str, Any]]
@@ -44,9 +44,11 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OSError: it could not be written; the last one is untouched.
     """
-    described = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint) if field.name != "tensors"}
+    described = {
+        field.name: getattr(checkpoint, field.name) for field in fields(checkpoint) if field.name != "state_dict"
+    }
     described["experiment"] = asdict(checkpoint.experiment)
-    write_atomically(path, save_signed(checkpoint.tensors, KIND, run=json.dumps(described)))
+    write_atomically(path, save_signed(checkpoint.state_dict, KIND, run=json.dumps(described)))
 
 
 def read(path: Path) -> Checkpoint:
@@ -61,19 +63,21 @@ def read(path: Path) -> Checkpoint:
         return _decoded(content)
     except (UsageError, AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         wrong = str(error)[:200] or type(error).__name__
-        raise UsageError(f"{path}: {wrong}; restore it, or start anew with --overwrite") from None
+        raise UsageError(f"{path}: {wrong}; restore it, or start over with --overwrite") from None
 
 
 def _decoded(content: bytes) -> Checkpoint:
     kind = kind_of(content)
     if kind != KIND:
         raise ValueError(f"it is {f'a {kind}' if kind else 'something else'}, expected a {KIND}")
-    tensors = load(content)
+    state_dict = load(content)
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     described = json.loads(metadata["run"])
     described["experiment"]["hidden"] = tuple(described["experiment"]["hidden"])
-    checkpoint = Checkpoint(**described | {"experiment": Experiment(**described["experiment"]), "tensors": tensors})
-    wrong = _wrong_values(checkpoint) or _wrong_tensors(tensors, checkpoint.experiment)
+    checkpoint = Checkpoint(
+        **described | {"experiment": Experiment(**described["experiment"]), "state_dict": state_dict}
+    )
+    wrong = _wrong_values(checkpoint) or _wrong_tensors(state_dict, checkpoint.experiment)
     if wrong is not None:
         raise ValueError(wrong)
     return checkpoint
@@ -94,14 +98,14 @@ def _wrong_values(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def _wrong_tensors(tensors: StateDict, experiment: Experiment) -> str | None:
+def _wrong_tensors(state_dict: StateDict, experiment: Experiment) -> str | None:
     """What tells these from an experiment's parameters, in words; None if nothing does."""
     expected: dict[str, tuple[int, ...]] = {}
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
         expected |= {f"fc{layer}.weight": (fan_out, fan_in), f"fc{layer}.bias": (fan_out,)}
-    if tensors.keys() != expected.keys():
-        return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, expected {', '.join(expected)}"
-    for name, tensor in tensors.items():
+    if state_dict.keys() != expected.keys():
+        return f"it holds {', '.join(sorted(state_dict)) or 'nothing'}, expected {', '.join(expected)}"
+    for name, tensor in state_dict.items():
         if tensor.shape != expected[name] or tensor.dtype != np.float32:
             return f"{name} is {tensor.dtype} {tensor.shape}, expected float32 {expected[name]}"
         if not np.isfinite(tensor).all():

@@ -41,7 +41,7 @@ def draw(title: str, metrics: list[dict[str, Any]], steps_per_epoch: int) -> byt
         ha="center",
     )
     accuracy.margins(y=0.12)
-    accuracy.set(xlabel="epochs", ylabel="test images classified rightly", title="Accuracy")
+    accuracy.set(xlabel="epochs", ylabel="correctly classified test images", title="Accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     return finished(figure, [loss, accuracy])
 

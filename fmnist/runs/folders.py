@@ -10,15 +10,13 @@ from pathlib import Path
 from fmnist.command import UsageError
 
 CHECKPOINT = "checkpoint.safetensors"
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
-FILES = (
-    "checkpoint.safetensors",  # the first to be deleted: without it, nothing else is taken for a run to go on with
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "curves.png",
-)
+MODEL = "model.safetensors"
+CURVES = "curves.png"
+# The checkpoint is the first to be deleted: without it, nothing else is taken for a run to resume.
+FILES = (CHECKPOINT, CONFIG, ENVIRONMENT, METRICS, MODEL, CURVES)
 LOCK = ".lock"
 
 

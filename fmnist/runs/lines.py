@@ -24,7 +24,7 @@ def loss_line(loss: float, step: int, batch_size: int, total: int) -> str:
     return f"loss: {loss:>7f}  [{(step + 1) * images:>5d}/{total:>5d}]"
 
 
-def test_lines(accuracy: float, average_loss: float) -> str:
+def evaluation_lines(accuracy: float, average_loss: float) -> str:
     """The lines that the post prints for a test pass, with their trailing blanks."""
     return f"Test Error: \n Accuracy: {100 * accuracy:>0.1f}%, Avg loss: {average_loss:>8f} \n"
 
@@ -43,7 +43,7 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 
 def header(experiment: Experiment, environment: Environment, dataset: Dataset, done: int | None) -> list[str]:
-    """What a run says of itself before it starts, or goes on after `done` epochs."""
+    """What a run says of itself before it starts, or is resumed after `done` epochs."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if name.startswith(environment.framework))
     return [
         f"{packages}, numpy {version('numpy')}, Python {platform.python_version()}",
@@ -57,7 +57,7 @@ def header(experiment: Experiment, environment: Environment, dataset: Dataset, d
 def _progress_so_far(done: int | None, epochs: int) -> list[str]:
     if done is None:
         return []
-    return [f"going on after epoch {done} of {epochs}" if done < epochs else f"finished: all {epochs} epochs are done"]
+    return [f"resumed after epoch {done} of {epochs}" if done < epochs else f"finished: all {epochs} epochs are done"]
 
 
 def describe(experiment: Experiment) -> str:

@@ -47,11 +47,11 @@ class TrainOptions:
             given = str(self.checkpoint_every)
             raise complaint(self, "checkpoint_every", given)
         if self.resume and self.output is None:
-            raise UsageError("--resume without --output: name the folder of the run to go on with")
+            raise UsageError("--resume without --output: name the folder of the run to resume")
         if self.tensorboard and self.output is None:
             raise UsageError("--tensorboard without --output: name a folder to write into")
         if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite: a run is gone on with or replaced; give one of the two")
+            raise UsageError("--resume and --overwrite: a run is resumed or replaced; give one of the two")
 
 
 def parse_options(arguments: list[str], name: str, description: str) -> TrainOptions:

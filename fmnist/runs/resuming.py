@@ -1,4 +1,4 @@
-"""Going on with a run: what it was, and what must not differ."""
+"""Resuming a run: what it was, and what must not differ."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ from fmnist.data import Dataset
 from fmnist.files import read_file
 from fmnist.runs import checkpoints
 from fmnist.runs.checkpoints import Checkpoint
-from fmnist.runs.folders import CHECKPOINT, METRICS
+from fmnist.runs.folders import CHECKPOINT, METRICS, MODEL
 from fmnist.runs.options import TrainOptions
 
 MOST_METRICS = 2**30
 
 
 def restore(folder: Path, options: TrainOptions, dataset: Dataset) -> Checkpoint | None:
-    """The checkpoint that the run in a folder goes on from; None where there is none, and nothing to lose.
+    """The checkpoint to resume the run in a folder from; None where there is none, and nothing to lose.
 
     Raises:
         UsageError: a file of the run is damaged or missing, or the data is not what it was.
@@ -25,10 +25,10 @@ def restore(folder: Path, options: TrainOptions, dataset: Dataset) -> Checkpoint
     try:
         checkpoint = checkpoints.read(folder / CHECKPOINT)
     except FileNotFoundError:
-        left = [name for name in (METRICS, "model.safetensors") if _size(folder / name)]
+        left = [name for name in (METRICS, MODEL) if _size(folder / name)]
         if left:
             raise UsageError(
-                f"--resume: {folder} holds {left[0]} but no {CHECKPOINT}; restore it, or start anew with --overwrite"
+                f"--resume: {folder} holds {left[0]} but no {CHECKPOINT}; restore it, or start over with --overwrite"
             ) from None
         return None
     data = {"name": dataset.name, "sha256": dataset.sha256}
@@ -49,18 +49,18 @@ def read_metrics(folder: Path, checkpoint: Checkpoint) -> bytes:
     try:
         lines = read_file(path, MOST_METRICS)[: checkpoint.metrics_size]
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; restore it, or start anew with --overwrite") from None
+        raise UsageError(f"{path}: no such file; restore it, or start over with --overwrite") from None
     if hashlib.sha256(lines).hexdigest() != checkpoint.metrics_sha256:
         raise UsageError(
             f"{path}: it is damaged: its first {checkpoint.metrics_size:,} bytes are not those that the checkpoint "
-            "knows; restore it, or start anew with --overwrite"
+            "knows; restore it, or start over with --overwrite"
         )
     try:
         valid = all(_is_entry(json.loads(line)) for line in lines.splitlines())
     except (ValueError, RecursionError):
         valid = False
     if not valid:
-        raise UsageError(f"{path}: not the metrics of a run; restore it, or start anew with --overwrite")
+        raise UsageError(f"{path}: not the metrics of a run; restore it, or start over with --overwrite")
     return lines
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fmnist import metrics
 from fmnist.command import Failure, Interrupted
 from fmnist.data import Dataset
 from fmnist.experiment import StateDict
@@ -21,8 +22,8 @@ from fmnist.files import append, clear_temporaries, cut, flush, write_atomically
 from fmnist.runs import boards, checkpoints, folders, interruption, resuming
 from fmnist.runs.checkpoints import Checkpoint
 from fmnist.runs.environment import Environment, describe_environment, differences
-from fmnist.runs.folders import CHECKPOINT, FILES, METRICS, check_folder
-from fmnist.runs.lines import LOG_EVERY, describe, header, loss_line, progress, test_lines
+from fmnist.runs.folders import CHECKPOINT, CONFIG, CURVES, ENVIRONMENT, FILES, METRICS, MODEL, check_folder
+from fmnist.runs.lines import LOG_EVERY, describe, evaluation_lines, header, loss_line, progress
 from fmnist.runs.options import TrainOptions
 from fmnist.signatures import save_signed
 
@@ -35,12 +36,12 @@ class Run:
     environment: Environment
     dataset: Dataset
     resumed: Checkpoint | None = None
-    """What the run goes on from; None for a start."""
+    """The checkpoint that the run was resumed from; None for a new run."""
     safe_point: Callable[[], None] = lambda: None
     """Called where the run can end, in case a signal asked for it."""
     environments: list[dict[str, Any]] = field(default_factory=list)
     """Where the run took place, and from which epoch on."""
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
     size: int = 0
     """Bytes of `metrics.jsonl`, and their SHA-256."""
     digest: Any = field(default_factory=hashlib.sha256)
@@ -57,14 +58,14 @@ class Run:
         return self.options.experiment.batches(len(self.dataset.train.labels))
 
     def begin(self, init: Callable[[], StateDict]) -> StateDict:
-        """The parameters that the run starts or goes on from; `init` draws those of a start."""
+        """The parameters that training starts from: the checkpoint's, or those that `init` draws for a new run."""
         if self.resumed is not None:
-            return self.resumed.tensors
-        tensors = init()
-        self._checkpoint(0, lambda: tensors)
-        # Before the first line of metrics: metrics without any checkpoint could not be gone on with.
+            return self.resumed.state_dict
+        state_dict = init()
+        self._checkpoint(0, lambda: state_dict)
+        # Before the first line of metrics: metrics without any checkpoint could not be resumed.
         self._wait()
-        return tensors
+        return state_dict
 
     def report_training(self, epoch: int, losses: ArrayLike) -> None:
         """Print and record an epoch's training losses, `(steps,) float32`, each from before its update.
@@ -86,26 +87,26 @@ class Run:
             raise self._not_finite(f"training loss of epoch {epoch}, step {steps + 1} of {len(losses)},")
 
     def report_test(self, epoch: int, correct: ArrayLike, losses: ArrayLike) -> None:
-        """Print and record a test pass: how many images were right, and every batch's mean loss.
+        """Print and record a test pass: how many images were correctly classified, and every batch's mean loss.
 
         Raises:
             Failure: a loss is not finite.
         """
-        losses = np.asarray(losses, np.float64)
+        losses = np.asarray(losses)
         finite = np.isfinite(losses)
         if not finite.all():
             step = f"batch {int(finite.argmin()) + 1} of {len(losses)}"
             raise self._not_finite(f"test loss after epoch {epoch}, step {self.steps}, in {step},")
-        accuracy = int(np.asarray(correct)) / len(self.dataset.test.labels)
-        average = float(losses.mean())
-        print(test_lines(accuracy, average), flush=True)
-        self._record([{"epoch": epoch, "accuracy": accuracy, "average_loss": average}])
+        accuracy = float(metrics.accuracy(correct, len(self.dataset.test.labels)))
+        average_loss = float(metrics.average_loss(losses))
+        print(evaluation_lines(accuracy, average_loss), flush=True)
+        self._record([{"epoch": epoch, "accuracy": accuracy, "average_loss": average_loss}])
 
-    def keep(self, epoch: int, tensors: Callable[[], StateDict]) -> None:
+    def keep(self, epoch: int, state_dict: Callable[[], StateDict]) -> None:
         """Keep the state after an epoch where it is time to, and end here if a signal asked for it.
 
         Args:
-            tensors: makes the parameters by torch's names, where they are needed.
+            state_dict: makes the parameters by torch's names, where they are needed.
 
         Raises:
             Interrupted: a signal asked for it; the state is kept.
@@ -113,22 +114,22 @@ class Run:
         try:
             self.safe_point()
         except Interrupted:
-            self._checkpoint(epoch, tensors)
+            self._checkpoint(epoch, state_dict)
             self._wait()
             raise
         if epoch % self.options.checkpoint_every == 0 or epoch == self.options.experiment.epochs:
-            self._checkpoint(epoch, tensors)
+            self._checkpoint(epoch, state_dict)
 
-    def finish(self, tensors: StateDict) -> None:
+    def finish(self, state_dict: StateDict) -> None:
         """Leave the run's parameters and its curves; say that it is done."""
         self._wait()
         if self.options.output is not None:
             from fmnist.runs.curves import draw
 
-            self._write("model.safetensors", save_signed(tensors, "model 1"))
+            self._write(MODEL, save_signed(state_dict, "model 1"))
             experiment = self.options.experiment
             title = f"{self.environment.framework} on {self.dataset.name}: {describe(experiment)}"
-            self._write("curves.png", draw(title, self.metrics, self.steps))
+            self._write(CURVES, draw(title, self.entries, self.steps))
         print("Done!", flush=True)
 
     def epochs(self) -> Iterator[int]:
@@ -142,18 +143,18 @@ class Run:
             append(self.options.output / METRICS, lines)
         if self.board is not None:
             boards.record(self.board, entries, self.steps)
-        self.metrics += entries
+        self.entries += entries
         self.size += len(lines)
         self.digest.update(lines)
 
-    def _checkpoint(self, epoch: int, tensors: Callable[[], StateDict]) -> None:
+    def _checkpoint(self, epoch: int, state_dict: Callable[[], StateDict]) -> None:
         if self.options.output is None:
             return
         checkpoint = Checkpoint(
             experiment=self.options.experiment,
             epoch=epoch,
             step=epoch * self.steps,
-            tensors={name: tensor.copy() for name, tensor in tensors().items()},
+            state_dict={name: tensor.copy() for name, tensor in state_dict().items()},
             data={"name": self.dataset.name, "sha256": self.dataset.sha256},
             environments=self.environments,
             metrics_size=self.size,
@@ -195,7 +196,7 @@ def start(options: TrainOptions, environment: Environment, dataset: Dataset, nam
             stack.callback(run.writer.shutdown)
             run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
             _settle(run, folder)
-            advice += f"; go on by: python -m {name} --output {shlex.quote(str(folder))} --resume"
+            advice += f"; resume by: python -m {name} --output {shlex.quote(str(folder))} --resume"
             if options.tensorboard:
                 run.board = boards.start(folder, run.resumed.step if run.resumed else 0)
                 stack.callback(run.board.close)
@@ -229,19 +230,19 @@ def _settle(run: Run, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     else:
         lines = resuming.read_metrics(folder, run.resumed)
-        # What came after the checkpoint is trained, and told, once more.
+        # What came after the checkpoint is trained, and reported, once more.
         cut(folder / METRICS, len(lines))
         run.digest.update(lines)
         run.size = len(lines)
-        run.metrics = [json.loads(line) for line in lines.splitlines()]
+        run.entries = [json.loads(line) for line in lines.splitlines()]
         run.environments = run.resumed.environments
         for difference in differences(run.environments[-1], described):
-            print(f"the run goes on elsewhere, and may come to other bits: {difference}", file=sys.stderr)
+            print(f"resumed in another environment, which may change the bits: {difference}", file=sys.stderr)
     if not run.environments or differences(run.environments[-1], described):
         first = run.resumed.epoch + 1 if run.resumed else 1
         run.environments = [*run.environments, {"from_epoch": first, **described}]
-    write_atomically(folder / "config.json", _json({**asdict(run.options.experiment), "data": run.dataset.name}))
-    write_atomically(folder / "environment.json", _json({**described, "earlier": run.environments[:-1]}))
+    write_atomically(folder / CONFIG, _json({**asdict(run.options.experiment), "data": run.dataset.name}))
+    write_atomically(folder / ENVIRONMENT, _json({**described, "earlier": run.environments[:-1]}))
     append(folder / METRICS, b"")
 
 

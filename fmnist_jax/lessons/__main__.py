@@ -17,13 +17,13 @@ from fmnist.runs.folders import check_folder
 from fmnist.runs.options import TrainOptions
 from fmnist_jax import programs, train
 from fmnist_jax.lessons import latency, report
-from fmnist_jax.lessons.claims import Results, judge
+from fmnist_jax.lessons.claims import Results, conclude
 from fmnist_jax.sweep import devices
 from fmnist_jax.sweep.options import SweepOptions
 from fmnist_jax.sweep.training import train_members
 
 NAME = "fmnist_jax.lessons"
-FILES = ("lessons.json", "lessons.png")
+JSON, PICTURE = "lessons.json", "lessons.png"
 
 # What the lessons speak of, one program a network.
 TRAINED = (
@@ -73,7 +73,7 @@ def main() -> None:
     mesh = devices.find_mesh(options.device)
     dataset = load_dataset(options.data)
     if options.output is not None:
-        check_folder(options.output, FILES, options.overwrite)
+        check_folder(options.output, (JSON, PICTURE), options.overwrite)
     environment = Environment("jax", devices.describe(mesh), "highest", train.cores())
     print(f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…", file=sys.stderr)
     print(f"device: {environment.device}, {len(options.all_seeds)} seeds", file=sys.stderr)
@@ -90,12 +90,12 @@ def main() -> None:
     kinds = {device.platform: device for device in [*jax.devices("cpu"), *mesh.local_devices][::-1]}
     timings = [timing for device in kinds.values() for timing in latency.measure(device)]
 
-    lessons = judge(Results(options.all_seeds, accuracy, timings))
+    lessons = conclude(Results(options.all_seeds, accuracy, timings))
     print("\n".join(report.table(lessons)), flush=True)
     if options.output is not None:
         described = describe_environment(environment, dataset)
-        write_atomically(options.output / "lessons.json", report.as_json(lessons, timings, described))
-        write_atomically(options.output / "lessons.png", report.draw(lessons, accuracy, timings, dataset.name))
+        write_atomically(options.output / JSON, report.as_json(lessons, timings, described))
+        write_atomically(options.output / PICTURE, report.draw(lessons, accuracy, timings, dataset.name))
 
 
 if __name__ == "__main__":

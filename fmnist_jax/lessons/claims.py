@@ -56,8 +56,8 @@ class Results(NamedTuple):
     timings: list[Timing]
 
 
-def judge(results: Results) -> list[Lesson]:
-    """A verdict on every lesson."""
+def conclude(results: Results) -> list[Lesson]:
+    """A conclusion on every lesson."""
     lessons = (_softmax_first, _more_units, _more_epochs, _eighty, _accelerator, _second_layer)
     return [lesson(results) for lesson in lessons]
 

@@ -129,7 +129,7 @@ def draw(lessons: list[Lesson], accuracy: Accuracy, timings: list[Timing], data:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (softmax, eighty):
-        axes.set_ylabel("test images classified rightly")
+        axes.set_ylabel("correctly classified test images")
     for axes in (epochs, eighty, layers):
         axes.set_xlabel("epochs")
     device.grid(alpha=0.3)

@@ -17,14 +17,14 @@ from fmnist_jax.sweep.options import SweepOptions
 from fmnist_jax.sweep.training import train_members
 
 NAME = "fmnist_jax.sweep"
-FILES = ("sweep.json", "sweep.png")
+JSON, PICTURE = "sweep.json", "sweep.png"
 
 
 def main() -> None:
     options = parse(SweepOptions, sys.argv[1:], NAME, "Train many models on FashionMNIST at once.")
     # What may fail in one process only comes before they join: the others would wait for it in vain.
     if options.output is not None:
-        check_folder(options.output, FILES, options.overwrite)
+        check_folder(options.output, (JSON, PICTURE), options.overwrite)
     dataset = load_dataset(options.data)
     devices.split_cpu()
     programs.keep()
@@ -53,8 +53,8 @@ def main() -> None:
         if options.output is not None:
             described = describe_environment(environment, dataset)
             content = report.as_json(members, summaries, described)
-            write_atomically(options.output / "sweep.json", content)
-            write_atomically(options.output / "sweep.png", report.draw(summaries, dataset.name))
+            write_atomically(options.output / JSON, content)
+            write_atomically(options.output / PICTURE, report.draw(summaries, dataset.name))
 
 
 if __name__ == "__main__":

@@ -51,11 +51,9 @@ def place_data(dataset: Dataset, mesh: Mesh) -> tuple[Split, Split]:
         shards = [shard.data for shard in local.addressable_shards]
         return jax.make_array_from_single_device_arrays(local.shape, NamedSharding(mesh, PartitionSpec()), shards)
 
-    train_split, test_split = (
-        (everywhere(train.decode(split.images, here)), everywhere(jax.device_put(split.labels.astype(np.int32), here)))
-        for split in (dataset.train, dataset.test)
-    )
-    return train_split, test_split
+    train_data, test_data = (train.decode_split(split, here) for split in (dataset.train, dataset.test))
+    placed: tuple[Split, Split] = jax.tree.map(everywhere, (train_data, test_data))
+    return placed
 
 
 def place_members(population: Population, mesh: Mesh) -> Population:

@@ -60,7 +60,7 @@ def train_epoch(
 def evaluate(
     population: Population, images: jax.Array, labels: jax.Array, batch_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """How many images are classified rightly, `(members,) int32`, and mean losses, `(members, batches) float32`."""
+    """How many images are correctly classified, `(members,) int32`, and mean losses, `(members, batches) float32`."""
     results: tuple[jax.Array, jax.Array] = jax.vmap(
         lambda member: train.evaluate(_state(member), images, labels, batch_size)
     )(population)

@@ -22,7 +22,7 @@ class Member(NamedTuple):
     training_losses: NDArray[np.float32]
     """Loss of every batch before its update, `(epochs, steps)`."""
     accuracy: NDArray[np.float64]
-    """Share of test images classified rightly after every epoch, `(epochs,)`, in [0, 1]."""
+    """Share of correctly classified test images after every epoch, `(epochs,)`, in [0, 1]."""
     average_loss: NDArray[np.float64]
     """Mean of the test batches' mean losses after every epoch, `(epochs,)`."""
 
@@ -165,7 +165,7 @@ def draw(summaries: Sequence[Summary], data: str) -> bytes:
         ):
             axes.plot(epochs, mean, "o-", color=colour, markersize=3, label=label)
             axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-    accuracy_axes.set(xlabel="epochs", ylabel="test images classified rightly", title="Accuracy")
+    accuracy_axes.set(xlabel="epochs", ylabel="correctly classified test images", title="Accuracy")
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     loss_axes.set(xlabel="epochs", ylabel="cross-entropy (nats)", title="Test loss")
     handles, labels = accuracy_axes.get_legend_handles_labels()

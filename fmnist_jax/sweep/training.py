@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from fmnist import metrics
 from fmnist.experiment import TRAINING_IMAGES, Experiment
 from fmnist.runs.lines import progress
 from fmnist_jax.sweep import devices, population
@@ -37,8 +38,8 @@ def train_members(
             correct, test_losses = population.evaluate(trained, test_images, test_labels, batch_size)
             results.append([devices.gather(result) for result in (losses, correct, test_losses)])
         losses, correct, test_losses = (np.stack(epochs_of, axis=1) for epochs_of in zip(*results, strict=True))
-        average_losses = test_losses.astype(np.float64).mean(axis=2)
-        members += map(Member, part, losses, correct / len(test_labels), average_losses)
+        accuracy, average_losses = metrics.accuracy(correct, len(test_labels)), metrics.average_loss(test_losses)
+        members += map(Member, part, losses, accuracy, average_losses)
     return members
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax.training.train_state import TrainState
 
+from fmnist import metrics
 from fmnist.experiment import Experiment, StateDict
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
@@ -77,7 +78,7 @@ def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
     with _precision(_dtype(state)):
         batch = _pixels(state, images), _labels(labels)
         correct, losses = train.evaluate(state.state, *batch, state.experiment.batch_size)
-        return int(correct) / len(labels), float(np.asarray(losses, np.float64).mean())
+        return float(metrics.accuracy(correct, len(labels))), float(metrics.average_loss(losses))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fmnist import metrics
 from fmnist.experiment import Experiment, StateDict
 from fmnist_torch import model, train
 from fmnist_torch.model import ShallowNetwork
@@ -75,7 +76,7 @@ def train_epoch(state: State, images: Array, labels: Array) -> tuple[State, Arra
 def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
     batch = _pixels(state, images), torch.tensor(labels)
     correct, losses = train.evaluate(state.network, *batch, state.experiment.batch_size)
-    return correct.item() / len(labels), losses.double().mean().item()
+    return float(metrics.accuracy(correct.cpu(), len(labels))), float(metrics.average_loss(losses.cpu()))
 
 
 def _pixels(state: State, images: Array) -> Tensor:

@@ -140,7 +140,7 @@ def test_a_filled_cache_serves_without_a_source(
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_portal, damage_empty])
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_rebuilt(
     dataset: Dataset, empty_cache: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load_dataset().source != str(empty_cache)

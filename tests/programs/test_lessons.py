@@ -44,7 +44,7 @@ def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Results:
 
 
 def verdict(number: int, timings: list[Timing] = CPU, **after: np.ndarray) -> str:
-    return claims.judge(results(timings, **after))[number - 1].verdict
+    return claims.conclude(results(timings, **after))[number - 1].verdict
 
 
 def test_the_post_s_own_numbers_hold() -> None:
@@ -87,7 +87,7 @@ def test_a_claim_counts_who_reaches_it() -> None:
 
 
 def test_the_table_has_every_number_and_verdict() -> None:
-    lines = report.table(claims.judge(results(u16_e20=seeds_around(77.5))))
+    lines = report.table(claims.conclude(results(u16_e20=seeds_around(77.5))))
     assert "3       16 units, 20 epochs                 79.6  77.50 ±  0.62   76.50–78.50      0/20" in lines
     assert sum(line.startswith("lesson ") for line in lines) == 1 + 6
 

@@ -49,9 +49,9 @@ def pictures(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_both_sides_give_the_same_probabilities(model: Path, dataset: Dataset) -> None:
-    experiment, tensors = read_model(model)
+    experiment, state_dict = read_model(model)
     by_torch, by_jax = (
-        side.prepare("cpu")(experiment, tensors, dataset.test.images) for side in (torch_predict, jax_predict)
+        side.prepare("cpu")(experiment, state_dict, dataset.test.images) for side in (torch_predict, jax_predict)
     )
     assert by_torch.shape == by_jax.shape == (10_000, 10)
     assert abs(by_torch - by_jax).max() < 1e-5
@@ -129,10 +129,10 @@ def test_a_model_that_a_pytorch_user_wrote_is_read(dataset: Dataset, tmp_path: P
     own = nn.Sequential(nn.Flatten(), *(layer for _ in range(9) for layer in (nn.Linear(784, 784), nn.ReLU())))
     own.append(nn.Linear(784, 10))
     save_file(own.state_dict(), tmp_path / "own.safetensors")
-    experiment, tensors = read_model(tmp_path / "own.safetensors")
+    experiment, state_dict = read_model(tmp_path / "own.safetensors")
     assert experiment.hidden == (784,) * 9
     # Layer 11 of the Sequential comes after layer 9, whatever their names' spelling says.
-    found = torch_predict.prepare("cpu")(experiment, tensors, dataset.test.images[:50])
+    found = torch_predict.prepare("cpu")(experiment, state_dict, dataset.test.images[:50])
     with torch.no_grad():
         expected = own(torch.tensor(dataset.test.images[:50]) / 255).softmax(dim=1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -148,8 +148,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         "integers": good | {"fc1.bias": torch.zeros(16, dtype=torch.int32)},
         "NaN": good | {"fc1.bias": torch.full((16,), torch.nan)},
     }
-    for what, tensors in wrong.items():
-        save_file(tensors, path)
+    for what, state_dict in wrong.items():
+        save_file(state_dict, path)
         with pytest.raises(UsageError, match=re.escape(str(path))):
             read_model(path)
         assert what

@@ -79,7 +79,9 @@ def our_script(experiment: Experiment, training_data: PostData, test_data: PostD
         for step in range(0, len(losses), 100):
             lines.append(printed.loss_line(losses[step].item(), step, experiment.batch_size, len(images)))
         correct, losses = train.evaluate(model, test_images, test_data.targets, experiment.batch_size)
-        lines.append(printed.test_lines(correct.item() / len(test_images), np.mean(losses.double().numpy()).item()))
+        lines.append(
+            printed.evaluation_lines(correct.item() / len(test_images), np.mean(losses.double().numpy()).item())
+        )
     return model, lines
 
 

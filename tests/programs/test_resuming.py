@@ -87,13 +87,13 @@ def test_either_side_goes_on_with_the_other_s_run(side: str, whole: dict[str, Pa
     assert command(f"{other}.train", "--epochs", "2", "--output", str(tmp_path)).returncode == 0
     done = command(f"{side}.train", "--epochs", "3", "--output", str(tmp_path), "--resume")
     assert done.returncode == 0, done.stderr
-    assert 'the run goes on elsewhere, and may come to other bits: framework "' in done.stderr
+    assert 'resumed in another environment, which may change the bits: framework "' in done.stderr
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert side.endswith(environment["framework"])
     (earlier,) = environment["earlier"]
     assert other.endswith(earlier["framework"])
-    for name, tensor in checkpoints.read(tmp_path / "checkpoint.safetensors").tensors.items():
-        expected = checkpoints.read(whole[side] / "checkpoint.safetensors").tensors[name]
+    for name, tensor in checkpoints.read(tmp_path / "checkpoint.safetensors").state_dict.items():
+        expected = checkpoints.read(whole[side] / "checkpoint.safetensors").state_dict[name]
         np.testing.assert_allclose(tensor, expected, rtol=0, atol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_a_signal_ends_a_run_soon_and_says_how_to_go_on(
     assert time.monotonic() - began < 2  # a second, and what a busy machine adds
     assert run.returncode == code
     advice = said.splitlines()[-1]
-    assert advice.startswith(f"{side}.train: interrupted; go on by: python -m {side}.train --output ")
+    assert advice.startswith(f"{side}.train: interrupted; resume by: python -m {side}.train --output ")
     epoch = checkpoints.read(folder / "checkpoint.safetensors").epoch
     assert epoch >= 1
     # The advice works as it stands.
@@ -205,7 +205,7 @@ def test_a_long_epoch_does_not_delay_the_end(dataset: Dataset, tmp_path: Path) -
     _, said = run.communicate(timeout=30)
     assert time.monotonic() - began < 2
     assert run.returncode == 130
-    assert "go on by" in said
+    assert "resume by" in said
     assert checkpoints.read(tmp_path / "checkpoint.safetensors").epoch == 0
 
 
@@ -266,9 +266,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     header = json.loads(path.read_bytes()[8:].split(b"\n")[0][: int.from_bytes(path.read_bytes()[:8], "little")])
     told = json.loads(header["__metadata__"]["run"])
 
-    def crafted(tensors: dict[str, np.ndarray], version: str = checkpoints.KIND, **changed: Any) -> bytes:
+    def crafted(state_dict: dict[str, np.ndarray], version: str = checkpoints.KIND, **changed: Any) -> bytes:
         """A file with a right signature, whatever else it says."""
-        return save_signed(tensors, version, run=json.dumps(told | changed))
+        return save_signed(state_dict, version, run=json.dumps(told | changed))
 
     experiment = told["experiment"]
     hostile = {

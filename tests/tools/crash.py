@@ -41,8 +41,8 @@ def state(folder: Path) -> dict[str, object]:
     from fmnist.runs.checkpoints import read
 
     checkpoint = read(folder / "checkpoint.safetensors")
-    tensors = {name: tensor.tobytes() for name, tensor in checkpoint.tensors.items()}
-    return {name: (folder / name).read_bytes() for name in COMPARED} | {"epoch": checkpoint.epoch, **tensors}
+    state_dict = {name: tensor.tobytes() for name, tensor in checkpoint.state_dict.items()}
+    return {name: (folder / name).read_bytes() for name in COMPARED} | {"epoch": checkpoint.epoch, **state_dict}
 
 
 def chains(side: str, kills: int, seed: int, say: Callable[[str], None]) -> int:
