@@ -10,7 +10,7 @@ from parity import fixtures
 from parity.comparison import MEMORY, Comparison, compare
 from parity.fixtures import Case
 from parity.port import Held, Misbehaviour
-from parity.reruns import Reruns, Run, run
+from parity.reruns import Reruns, WholeRun, run
 
 STAGES = (
     *("decode", "init", "start", "logits", "loss", "gradients"),
@@ -32,9 +32,9 @@ class Judge:
     epochs: int = 20
     seeds: int = 13
     first_seed: int = 0
-    port_runs: dict[Experiment, Run] = field(default_factory=dict)
+    port_runs: dict[Experiment, WholeRun] = field(default_factory=dict)
 
-    def port_run(self, experiment: Experiment) -> Run:
+    def port_run(self, experiment: Experiment) -> WholeRun:
         """The port's whole run from torch's draw, done once."""
         if experiment not in self.port_runs:
             start = self.reference.init(experiment)

@@ -13,7 +13,7 @@ from parity.comparison import Comparison, compare
 from parity.formulas import Array
 from parity.judge import Check, Judge
 from parity.quantities import ENVELOPE_SLACK, updates_of
-from parity.reruns import Run
+from parity.reruns import WholeRun
 
 PERTURBATIONS = (1, 2)
 
@@ -79,7 +79,7 @@ def free_running(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 
 
 def _losses_of(
-    stage: str, check: str, found: Run, oracle: Run, reference: Run, others: list[Run]
+    stage: str, check: str, found: WholeRun, oracle: WholeRun, reference: WholeRun, others: list[WholeRun]
 ) -> Iterator[Comparison]:
     reached = np.zeros(())
     for epoch, expected in enumerate(oracle.losses, 1):

@@ -17,14 +17,14 @@ MOST_PIXELS = 2**24
 SIDE = 28
 
 
-class Prepared(NamedTuple):
+class ReadImage(NamedTuple):
     """An image `uint8 (28, 28)`, and whether it was inverted, for its background was light."""
 
     pixels: NDArray[np.uint8]
     inverted: bool
 
 
-def read_image(path: Path) -> Prepared:
+def read_image(path: Path) -> ReadImage:
     """A PNG or JPEG file of any size.
 
     Transparent parts become white, colours grey by their luma (ITU-R 601). What is the median of the border counts as
@@ -61,7 +61,7 @@ def read_image(path: Path) -> Prepared:
     if grey.shape != (SIDE, SIDE):
         square = ImageOps.pad(Image.fromarray(grey), (max(grey.shape),) * 2, color=background)
         grey = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-    return Prepared(grey, inverted)
+    return ReadImage(grey, inverted)
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from fmnist.runs.folders import check_folder
 from fmnist.runs.options import TrainOptions
 from fmnist_jax import programs, train
 from fmnist_jax.lessons import latency, report
-from fmnist_jax.lessons.claims import Results, conclude
+from fmnist_jax.lessons.claims import Observations, conclude
 from fmnist_jax.sweep import devices
 from fmnist_jax.sweep.options import SweepOptions
 from fmnist_jax.sweep.training import train_members
@@ -90,7 +90,7 @@ def main() -> None:
     kinds = {device.platform: device for device in [*jax.devices("cpu"), *mesh.local_devices][::-1]}
     timings = [timing for device in kinds.values() for timing in latency.measure(device)]
 
-    lessons = conclude(Results(options.all_seeds, accuracy, timings))
+    lessons = conclude(Observations(options.all_seeds, accuracy, timings))
     print("\n".join(report.table(lessons)), flush=True)
     if options.output is not None:
         described = describe_environment(environment, dataset)

@@ -47,7 +47,7 @@ class Lesson(NamedTuple):
     """The figures that bear it."""
 
 
-class Results(NamedTuple):
+class Observations(NamedTuple):
     """What was measured."""
 
     seeds: list[int]
@@ -56,17 +56,17 @@ class Results(NamedTuple):
     timings: list[Timing]
 
 
-def conclude(results: Results) -> list[Lesson]:
+def conclude(results: Observations) -> list[Lesson]:
     """A conclusion on every lesson."""
     lessons = (_softmax_first, _more_units, _more_epochs, _eighty, _accelerator, _second_layer)
     return [lesson(results) for lesson in lessons]
 
 
-def _after(results: Results, epochs: int, *hidden: int, softmax_output: bool = False) -> Percents:
+def _after(results: Observations, epochs: int, *hidden: int, softmax_output: bool = False) -> Percents:
     return results.accuracy[hidden, softmax_output][:, epochs - 1]
 
 
-def _softmax_first(results: Results) -> Lesson:
+def _softmax_first(results: Observations) -> Lesson:
     softmax, logits = (_after(results, 5, 4, softmax_output=switch) for switch in (True, False))
     claims = [
         Claim("4 units, softmax first, 5 epochs", 19, softmax),
@@ -83,7 +83,7 @@ def _softmax_first(results: Results) -> Lesson:
     )
 
 
-def _more_units(results: Results) -> Lesson:
+def _more_units(results: Observations) -> Lesson:
     four, sixteen, more = (_after(results, 5, width) for width in (4, 16, 32))
     claims = [Claim("16 units, 5 epochs", 65, sixteen)]
     gain = more - sixteen
@@ -104,7 +104,7 @@ def _more_units(results: Results) -> Lesson:
     )
 
 
-def _more_epochs(results: Results) -> Lesson:
+def _more_epochs(results: Observations) -> Lesson:
     ten, twenty = (_after(results, epochs, 16) for epochs in (10, 20))
     claims = [Claim("16 units, 10 epochs", 71, ten), Claim("16 units, 20 epochs", 79.6, twenty)]
     places = [f"{claim.post:g} % is {claim.place}" for claim in claims]
@@ -117,7 +117,7 @@ def _more_epochs(results: Results) -> Lesson:
     )
 
 
-def _eighty(results: Results) -> Lesson:
+def _eighty(results: Observations) -> Lesson:
     accuracy = results.accuracy[(16,), False]
     claims = [Claim(f"16 units, {epochs} epochs", 80, accuracy[:, epochs - 1]) for epochs in (20, 40)]
     reached = accuracy >= 80
@@ -133,7 +133,7 @@ def _eighty(results: Results) -> Lesson:
     return Lesson(4, "80 % is within reach of 16 units", claims, verdict, reasons)
 
 
-def _accelerator(results: Results) -> Lesson:
+def _accelerator(results: Observations) -> Lesson:
     tiny = {timing.device: timing for timing in results.timings if (timing.width, timing.batch_size) == (16, 64)}
     host = next(timing for device, timing in tiny.items() if device.startswith(("cpu", "TFRT_CPU")))
     others = [timing for timing in tiny.values() if timing is not host]
@@ -154,7 +154,7 @@ def _accelerator(results: Results) -> Lesson:
     return Lesson(5, "a tiny network gains nothing from a big accelerator", [], verdict, reasons)
 
 
-def _second_layer(results: Results) -> Lesson:
+def _second_layer(results: Observations) -> Lesson:
     one, two = _after(results, 20, 16), _after(results, 20, 16, 16)
     claims = [Claim("16-16 units, 20 epochs", 78, two)]
     loss = one - two

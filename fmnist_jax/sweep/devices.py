@@ -15,7 +15,7 @@ from fmnist_jax import train
 from fmnist_jax.sweep.population import Population
 
 MEMBERS = "members"
-Split = tuple[jax.Array, jax.Array]
+DeviceSplit = tuple[jax.Array, jax.Array]
 
 
 def split_cpu() -> None:
@@ -43,7 +43,7 @@ def describe(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].platform}"
 
 
-def place_data(dataset: Dataset, mesh: Mesh) -> tuple[Split, Split]:
+def place_data(dataset: Dataset, mesh: Mesh) -> tuple[DeviceSplit, DeviceSplit]:
     """Training and test images and labels, whole on every device; on a CPU all devices share one copy."""
     here = NamedSharding(mesh.local_mesh, PartitionSpec())
 
@@ -52,7 +52,7 @@ def place_data(dataset: Dataset, mesh: Mesh) -> tuple[Split, Split]:
         return jax.make_array_from_single_device_arrays(local.shape, NamedSharding(mesh, PartitionSpec()), shards)
 
     train_data, test_data = (train.decode_split(split, here) for split in (dataset.train, dataset.test))
-    placed: tuple[Split, Split] = jax.tree.map(everywhere, (train_data, test_data))
+    placed: tuple[DeviceSplit, DeviceSplit] = jax.tree.map(everywhere, (train_data, test_data))
     return placed
 
 

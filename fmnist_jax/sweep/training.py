@@ -15,7 +15,7 @@ from fmnist_jax.sweep.report import Member
 
 
 def train_members(
-    experiments: Sequence[Experiment], data: tuple[devices.Split, devices.Split], mesh: Mesh, memory: int
+    experiments: Sequence[Experiment], data: tuple[devices.DeviceSplit, devices.DeviceSplit], mesh: Mesh, memory: int
 ) -> list[Member]:
     """Train experiments that differ in `seed`, `lr` and `softmax_output` only, as one program.
 

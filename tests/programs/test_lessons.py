@@ -9,7 +9,7 @@ import pytest
 
 from fmnist.data import Dataset
 from fmnist_jax.lessons import claims, report
-from fmnist_jax.lessons.claims import Claim, Results
+from fmnist_jax.lessons.claims import Claim, Observations
 from fmnist_jax.lessons.latency import Timing
 from tests.conftest import command
 
@@ -21,7 +21,7 @@ def seeds_around(percent: float, spread: float = 1.0) -> np.ndarray:
     return percent + spread * np.linspace(-1, 1, SEEDS)
 
 
-def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Results:
+def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Observations:
     """What the post would have seen, but for some percents by network and epoch, e.g. `u16_e20`."""
     seen = {"u4_e5": 39, "s4_e5": 19, "u16_e5": 65, "u32_e5": 65.5, "u16_e10": 71, "u16_e20": 79.6, "u16_e40": 81.5}
     percents = (
@@ -40,7 +40,7 @@ def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Results:
         for name, values in percents.items():
             if name.startswith(f"{network}_e"):
                 accuracy[hidden, softmax_output][:, int(name.partition("_e")[2]) - 1] = values
-    return Results(list(range(SEEDS)), accuracy, timings)
+    return Observations(list(range(SEEDS)), accuracy, timings)
 
 
 def verdict(number: int, timings: list[Timing] = CPU, **after: np.ndarray) -> str:
