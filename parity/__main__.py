@@ -8,6 +8,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from fmnist.runs.folders import prepare_folder
 from fmnist.runs.options import TrainOptions
 from parity import report, whole_runs
 from parity.judge import STAGES, Judge
-from parity.port import Held, find
+from parity.port import Held, Misbehaviour, PortError, find
 from parity.ports import torch_port
 from parity.quantities import ENVELOPE_SLACK
 from parity.reruns import Reruns
@@ -123,10 +124,11 @@ def _write(options: ParityOptions, judge: Judge, verdict: Verdict) -> None:
 
     assert options.output is not None
     drawn = {}
-    if "trajectory" in options.stages:
-        drawn["trajectory.png"] = pictures.trajectory(whole_runs.drift(judge), ENVELOPE_SLACK, options.port)
-    if "trends" in options.stages:
-        drawn["trends.png"] = pictures.trends(*whole_runs.trends_of(judge), options.port)
+    with contextlib.suppress(PortError, Misbehaviour):  # what cannot be run cannot be drawn
+        if "trajectory" in options.stages:
+            drawn["trajectory.png"] = pictures.trajectory(whole_runs.drift(judge), ENVELOPE_SLACK, options.port)
+        if "trends" in options.stages:
+            drawn["trends.png"] = pictures.trends(*whole_runs.trends_of(judge), options.port)
     config = {
         "port": options.port,
         "data": judge.dataset.name,

@@ -64,9 +64,9 @@ class Check:
     needs_float64: bool = False
 
 
-def run_check(judge: Judge, check: Check) -> list[Comparison]:
-    """A check's comparisons; misbehaviour in memory is one that fails."""
-    done: list[Comparison] = []
+def run_check(judge: Judge, check: Check, done: list[Comparison] | None = None) -> list[Comparison]:
+    """A check's comparisons, in `done` as they come; misbehaviour in memory is one that fails."""
+    done = [] if done is None else done
     try:
         for comparison in check.compare(judge, check.stage, check.name):
             done.append(comparison)

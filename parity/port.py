@@ -201,7 +201,8 @@ class Held:
         state, losses = self._on_batch("train_epoch", held, images, labels, self._pair)
         held.state = state
         # How many there are is for the judge to judge: a port that drops a batch is wrong, not unusable.
-        steps = np.shape(losses) if np.ndim(losses) == 1 else (held.experiment.batches(len(labels)),)
+        is_series = isinstance(losses, np.ndarray) and losses.ndim == 1
+        steps = losses.shape if is_series else (held.experiment.batches(len(labels)),)
         return held, self._checked("train_epoch", "losses", losses, steps, held.dtype, {})
 
     def evaluate(self, held: _Held, images: Array, labels: Array) -> tuple[float, float]:
@@ -258,7 +259,10 @@ class Held:
         return answer
 
     def _number(self, function: str, answer: Any) -> float:
-        number = np.asarray(answer)
+        try:
+            number = np.asarray(answer)
+        except Exception:  # whatever an object's own conversion raises
+            number = np.empty(0)
         if number.shape != () or number.dtype.kind not in "fiu":
             raise PortError(f"{self.name}: {function} returned {_kind(answer)} where a number was expected")
         return float(number)

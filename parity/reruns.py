@@ -83,8 +83,7 @@ _dataset: Callable[[str | None], Dataset] = functools.cache(load_dataset)
 def _work(place: str | None, device: str, side: str, experiment: Experiment, perturbation: int) -> WholeRun:
     from parity.ports import oracle_port, torch_port
 
-    if device != "auto":
-        torch_port.use_device(device)
+    torch_port.use_device(device)
     tensors = torch_port.init(experiment)
     if perturbation:
         tensors = perturb(tensors, perturbation)

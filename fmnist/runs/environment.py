@@ -1,9 +1,10 @@
 """Where a run takes place: all that its results may depend on besides the experiment."""
 
+import contextlib
 import json
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fmnist.data import Dataset
@@ -21,12 +22,21 @@ class Environment:
     threads: int
 
 
+def installed() -> dict[str, str]:
+    """The versions of those packages that are installed: neither side needs the other's framework."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
 def describe_environment(environment: Environment, dataset: Dataset) -> dict[str, Any]:
     """All that results may depend on besides the experiment, for `environment.json`."""
     return {
         **asdict(environment),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": installed(),
         "platform": platform.platform(),
         "data": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
     }

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fmnist.data import Dataset
 from fmnist.experiment import Experiment
-from fmnist.runs.environment import PACKAGES, Environment
+from fmnist.runs.environment import Environment, installed
 
 LOG_EVERY = 100
 Item = TypeVar("Item")
@@ -44,7 +44,7 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 def header(experiment: Experiment, environment: Environment, dataset: Dataset, done: int | None) -> list[str]:
     """What a run says of itself before it starts, or is resumed after `done` epochs."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if name.startswith(environment.framework))
+    packages = ", ".join(f"{name} {its}" for name, its in installed().items() if name.startswith(environment.framework))
     return [
         f"{packages}, numpy {version('numpy')}, Python {platform.python_version()}",
         f"device: {environment.device}, {environment.precision} precision, {environment.threads} threads",

@@ -273,6 +273,60 @@ def test_bad_flags_end_in_one_line(arguments: str) -> None:
     assert arguments.split()[-1].removeprefix("--only") in done.stderr
 
 
+class Wrong(SimpleNamespace):
+    """A right port of whose functions one gives something else."""
+
+    def __init__(self, function: str, change: Any) -> None:
+        def changed(*arguments: Any) -> Any:
+            return change(getattr(jax_port, function)(*arguments))
+
+        super().__init__(**{**{name: getattr(jax_port, name) for name in REQUIRED}, function: changed})
+
+
+@pytest.fixture(scope="module")
+def reruns() -> Reruns:
+    return Reruns(None, "cpu", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "stage"),
+    [
+        ("train_epoch", lambda answer: (answer[0], answer[1][:-1]), "trajectory"),
+        ("train_epoch", lambda answer: (answer[0], np.append(answer[1], answer[1])), "trajectory"),
+        ("train_epoch", lambda answer: (answer[0], answer[1][:0]), "epoch"),
+        ("train_epoch", lambda answer: (answer[0], answer[1] * np.float32("nan")), "trajectory"),
+        ("evaluate", lambda answer: (2.0, answer[1]), "evaluate"),
+        ("evaluate", lambda answer: (answer[0], float("inf")), "evaluate"),
+        ("gradients", lambda answer: {name: each * np.float32(3e38) for name, each in answer.items()}, "gradients"),
+    ],
+)
+def test_no_answer_ends_the_judge(function: str, change: Any, stage: str, dataset: Dataset, reruns: Reruns) -> None:
+    one = Judge(Held(Wrong(function, change), "it"), Held(torch_port, "the reference"), dataset, reruns, epochs=1)
+    with np.errstate(all="ignore"):
+        divergence = climb(one, [stage]).divergence
+    assert divergence is not None
+    assert divergence.comparison.stage == stage
+    assert divergence.sentence()
+
+
+@pytest.mark.parametrize("function", ["loss", "evaluate", "train_epoch"])
+@pytest.mark.parametrize("answer", [[[1], [1, 2]], (), (1, [[1], [1, 2]]), np.zeros((0, 3)), "no", 1j, None])
+def test_what_is_no_answer_is_named(function: str, answer: Any, dataset: Dataset) -> None:
+    port = Held(Wrong(function, lambda _: answer), "it")
+    state = port.start(draw(Experiment()), Experiment())
+    with pytest.raises(PortError, match=rf"it: {function} returned "):
+        getattr(port, function)(state, dataset.train.images[:64], dataset.train.labels[:64])
+
+
+def test_a_port_that_raises_later_keeps_the_verdict_on_what_was_seen(dataset: Dataset) -> None:
+    port = Wrong("logits", lambda answer: -answer)
+    port.loss = lambda *_: 1 / 0
+    found = climb(judge(port, dataset), ["logits", "loss"])
+    assert found.divergence is not None
+    assert found.divergence.comparison.stage == "logits"
+    assert found.notes == ["stopped in loss: images: the port: loss raised ZeroDivisionError: division by zero"]
+
+
 # The means of judgement
 
 
@@ -367,7 +421,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
 
 
 def test_a_comparison_of_nothing_or_with_nan_is_refused() -> None:
-    for found, expected in ((np.zeros(0), np.zeros(0)), (np.zeros(2), np.zeros(3)), (0.0, np.nan)):
+    for found, expected in ((np.zeros(0), np.zeros(0)), (np.zeros(4), np.zeros((2, 2))), (0.0, np.nan)):
         with pytest.raises(ValueError, match="stage"):
             compare(("stage", "check", "case"), "tensor", found, expected)
 

@@ -206,13 +206,16 @@ def test_a_folder_that_holds_a_run_is_refused_until_told_to_overwrite(
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_a_jax_run_imports_no_torch_and_compiles_once(dataset: Dataset) -> None:
-    arguments = ["--epochs", "3", "--lr", "0.01"]
+def test_a_jax_run_needs_no_torch_and_compiles_once(dataset: Dataset, tmp_path: Path) -> None:
+    arguments = ["--epochs", "3", "--lr", "0.01", "--output", str(tmp_path)]
     done = command("tests.programs.observed_run", *arguments)
     assert done.returncode == 0, done.stderr
     modules, compiled = ast.literal_eval(done.stdout.splitlines()[-1])
     assert "jax" in modules
-    assert not modules & {"torch", "torchvision", "matplotlib"}
+    assert not modules & {"torch", "torchvision"}
+    packages = json.loads((tmp_path / "environment.json").read_text())["packages"]
+    assert packages["jax"]
+    assert "torch" not in packages
     assert compiled.count("train_epoch") == compiled.count("evaluate") == 1
     assert "train_step" not in compiled
 
