@@ -23,9 +23,14 @@ def test_the_guide_quotes_the_files_as_they_are() -> None:
         assert excerpt in (ROOT / file).read_text(), (file, excerpt)
 
 
+def without_shares(text: str) -> str:
+    return re.sub(r" *[\d.]+ %", " %", text)
+
+
 def test_the_guide_s_outputs_are_what_the_suite_says(dataset: Dataset) -> None:
     text = guide.GUIDE.read_text()
-    assert guide.fill(text, dataset) == text
+    # How large an error is, and how many values differ by one, is the processor's; what is said of them is not.
+    assert without_shares(guide.fill(text, dataset)) == without_shares(text)
     ends = re.findall(r"(agrees: |the first divergence is `(?:\w+)`)", text)
     assert ends[-4:] == [
         "the first divergence is `decode`",

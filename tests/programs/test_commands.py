@@ -26,11 +26,17 @@ from tests.conftest import command
 SIDES = ["fmnist_torch", "fmnist_jax"]
 STARTED = {"checkpoint.safetensors", "config.json", "environment.json", "metrics.jsonl"}
 FILES = STARTED | {"model.safetensors", "curves.png"}
-PATTERN = r"loss: (\S+)|Accuracy: (\S+)%, Avg loss: (\S+)"
 
 # What PyTorch's quickstart script prints for the post's network after torch.manual_seed(0).
-POST = ["loss: 2.344903  [   64/60000]", "loss: 2.279977  [ 6464/60000]"]
-POST_TESTS = [" Accuracy: 47.6%, Avg loss: 1.917731 ", " Accuracy: 60.1%, Avg loss: 1.519081 "]
+POST_START = """Epoch 1
+-------------------------------
+loss: 2.344903  [   64/60000]
+loss: 2.279977  [ 6464/60000]
+"""
+POST_TESTS = (
+    "Test Error: \n Accuracy: 47.6%, Avg loss: 1.917731 \n\nTest Error: \n Accuracy: 60.1%, Avg loss: 1.519081 \n\n"
+)
+FIRST_LOSS = r"loss: 2\.3449\d\d  \[   64/60000\]"
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +51,30 @@ def two_epochs(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> di
     return results
 
 
+def assert_same_lines(printed: str, expected: str) -> None:
+    """All characters are equal but the last digits of measured numbers, which are the processor's.
+
+    Losses may differ by 2 in their last digit, an accuracy by 1 of its own, as a single image may make it.
+    """
+    assert re.sub(r"\d+\.\d+", "", printed) == re.sub(r"\d+\.\d+", "", expected)
+    for one, other in zip(re.findall(r"\d+\.\d+", printed), re.findall(r"\d+\.\d+", expected), strict=True):
+        digits = len(other.partition(".")[2])
+        assert len(one) == len(other)
+        assert float(one) == pytest.approx(float(other), rel=0, abs=(2.0001 if digits > 1 else 1.0001) * 10**-digits)
+
+
 def test_the_reference_prints_the_post_s_lines(two_epochs: dict[str, tuple[str, Path]]) -> None:
-    lines = two_epochs["fmnist_torch"][0].split("\n")
-    assert lines[:4] == ["Epoch 1", "-------------------------------", *POST]
-    assert lines[12:16] == ["Test Error: ", POST_TESTS[0], "", "Epoch 2"]
-    assert lines[-5:] == ["Test Error: ", POST_TESTS[1], "", "Done!", ""]
-    assert len(lines) == 2 * 15 + 2
+    printed = two_epochs["fmnist_torch"][0]
+    lines = printed.splitlines(keepends=True)
+    assert_same_lines("".join(lines[:4]), POST_START)
+    assert_same_lines("".join([*lines[12:15], *lines[27:30]]), POST_TESTS)
+    assert lines[15] == "Epoch 2\n"
+    assert lines[30:] == ["Done!\n"]
 
 
 def test_the_mirror_prints_the_same_lines(two_epochs: dict[str, tuple[str, Path]]) -> None:
     reference, mirror = (two_epochs[side][0] for side in SIDES)
-    assert re.sub(r"\d\.\d+", "", mirror) == re.sub(r"\d\.\d+", "", reference)
-    for theirs, ours in zip(re.findall(PATTERN, reference), re.findall(PATTERN, mirror), strict=True):
-        for expected, printed in zip(theirs, ours, strict=True):
-            assert abs(float(expected or 0) - float(printed or 0)) <= 2.0001e-6
+    assert_same_lines(mirror, reference)
 
 
 def test_both_sides_write_the_same_files(two_epochs: dict[str, tuple[str, Path]]) -> None:
@@ -224,7 +240,7 @@ def test_a_jax_run_needs_no_torch_and_compiles_once(dataset: Dataset, tmp_path: 
 def test_a_loss_that_is_not_finite_ends_the_run(side: str, dataset: Dataset, tmp_path: Path) -> None:
     done = command(f"{side}.train", "--lr", "1e10", "--output", str(tmp_path / "run"))
     assert done.returncode == 1
-    assert done.stdout == f"Epoch 1\n{'-' * 31}\n{POST[0]}\n"
+    assert_same_lines(done.stdout, "".join(POST_START.splitlines(keepends=True)[:3]))
     last = done.stderr.splitlines()[-1]
     assert "epoch 1, step 3 of 938, is no longer finite" in last
     assert "Traceback" not in done.stderr
@@ -318,9 +334,9 @@ def test_on_a_terminal_a_bar_shows_progress_and_the_lines_stay_whole(dataset: Da
     run = ["fmnist_jax.train", "--epochs", "2"]
     said = said_to_a_terminal(run)
     assert "epochs" in said
-    assert POST[0] in said
+    assert re.search(FIRST_LOSS, said)
     with open(tmp_path / "out", "w") as file:
         said = said_to_a_terminal(run, stdout=file.fileno())
     assert "epochs" in said
-    assert POST[0] not in said
-    assert (tmp_path / "out").read_text().splitlines()[:3] == ["Epoch 1", "-" * 31, POST[0]]
+    assert not re.search(FIRST_LOSS, said)
+    assert re.match(rf"Epoch 1\n-{{31}}\n{FIRST_LOSS}\n", (tmp_path / "out").read_text())
