@@ -8,19 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from benchmarks import machine, measure, raw, report
-from fmnist_torch import errors
-from fmnist_torch.errors import UsageError
-from fmnist_torch.experiment import TRAINING_IMAGES, Experiment, complaint, parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import prepare_folder
+from fmnist import command
+from fmnist.command import complaint, like, option, parse
+from fmnist.experiment import TRAINING_IMAGES, Experiment
+from fmnist.files import write_atomically
+from fmnist.runs.folders import prepare_folder
+from fmnist.runs.options import TrainOptions
 
 NAME = "benchmarks"
-EXPECTED = {"rounds": "a whole number of at least 1, e.g. --rounds 5"}
 
 GRIDS: dict[str, Sequence[int]] = {
     "width": (16, 64, 256, 1024, 4096),
@@ -32,29 +29,25 @@ QUICK_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """How thoroughly is measured, and where the results go."""
 
-    rounds: int = 5
-    """Rounds in which every side takes its turn; the post's whole run takes part in 3 at most."""
-
-    quick: bool = False
-    """One round of one epoch and small grids, to see that it works."""
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """Folder that holds FashionMNIST/raw/*.gz, or 'synthetic'; looked for and downloaded like the trainers' if not
-    given."""
-
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("benchmarks", "results")
-    """Folder for the machine's .json, .md and .png."""
+    rounds: int = option(
+        5,
+        "Rounds in which every side takes its turn; the post's whole run takes part in 3 at most.",
+        expected="a whole number of at least 1, e.g. --rounds 5",
+    )
+    quick: bool = option(False, "One round of one epoch and small grids, to see that it works.")
+    data: str | None = like(TrainOptions, "data")
+    output: Path = option(Path("benchmarks", "results"), "Folder for the machine's .json, .md and .png.", metavar="DIR")
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise UsageError(complaint("rounds", str(self.rounds), EXPECTED["rounds"]))
+            raise complaint(self, "rounds", str(self.rounds))
 
 
 def main() -> None:
-    options = parse(Options, sys.argv[1:], NAME, "Measure every way to train on this machine.", EXPECTED)
+    options = parse(BenchmarkOptions, sys.argv[1:], NAME, "Measure every way to train on this machine.")
     prepare_folder(options.output, (), overwrite=False)
     load = os.getloadavg()[0]
     rounds, epochs, grids, steps = (
@@ -97,4 +90,4 @@ def _write(results: report.Results, stem: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

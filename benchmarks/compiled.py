@@ -4,7 +4,8 @@ import sys
 
 import torch
 
-from fmnist_torch import errors, train
+from fmnist import command
+from fmnist_torch import train
 
 NAME = "benchmarks.compiled"
 _train_step = train.train_step
@@ -21,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

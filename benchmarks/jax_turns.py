@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.raw import read_training
 from benchmarks.sides import Environment, Prepared, Setting
-from fmnist_jax import population as populations
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch
+from fmnist_jax.sweep import population as populations
 
 
 def environment() -> Environment:

@@ -3,12 +3,11 @@
 import os
 import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.sides import Environment
-from fmnist_torch.runs import PACKAGES
+from fmnist.runs.environment import installed
 
 
 def describe(environments: dict[str, Environment]) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def describe(environments: dict[str, Environment]) -> dict[str, Any]:
         "accelerators": sorted({each.device for each in environments.values()} - {"cpu"}),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": installed(),
     }
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.sides import SIDES, Environment, Setting, Side
 from benchmarks.worker import Worker
-from fmnist_torch.errors import Failure
-from fmnist_torch.experiment import TRAINING_IMAGES
+from fmnist.command import Failure
+from fmnist.experiment import TRAINING_IMAGES
 
 BEGINNING = time.perf_counter()
 
@@ -22,7 +22,7 @@ TURN_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Run:
+class Usage:
     """What a whole process cost, those that it started included."""
 
     seconds: float
@@ -54,7 +54,7 @@ Growth = dict[str, dict[str, list[Point]]]
 """By setting and side, a point for each size."""
 
 
-def run(command: list[str]) -> Run:
+def run(command: list[str]) -> Usage:
     """Run a command to its end.
 
     Raises:
@@ -76,10 +76,10 @@ def run(command: list[str]) -> Run:
             last = (said.read().decode(errors="replace").splitlines() or ["nothing"])[-1]
             raise Failure(f"{' '.join(command[1:])}: exit code {process.returncode}, and it said: {last}")
     # Linux counts KiB, macOS bytes.
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
-def whole_processes(rounds: int, epochs: int, data: str | None, folder: Path, fill: bool) -> dict[str, list[Run]]:
+def whole_processes(rounds: int, epochs: int, data: str | None, folder: Path, fill: bool) -> dict[str, list[Usage]]:
     """Each side's runs of the default experiment, a side that takes minutes in the first rounds only.
 
     Args:
@@ -90,7 +90,7 @@ def whole_processes(rounds: int, epochs: int, data: str | None, folder: Path, fi
         for side in SIDES:
             _say(f"whole process, caches: {side.name}")
             run(side.command(1, data, folder))
-    runs: dict[str, list[Run]] = {side.name: [] for side in SIDES}
+    runs: dict[str, list[Usage]] = {side.name: [] for side in SIDES}
     for turn in range(rounds):
         for side in SIDES:
             if side.most_rounds is None or turn < side.most_rounds:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_torch.data import Split, load_dataset
+from fmnist.data import Split, load_dataset
 
 IMAGES, LABELS = 2051, 2049  # magic numbers of the IDX format: unsigned bytes in three dimensions and in one
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import machine
 from benchmarks.figures import Spread, midpoints, overhead_end, ratios, spread
-from benchmarks.measure import Epochs, Growth, Point, Run
+from benchmarks.measure import Epochs, Growth, Point, Usage
 from benchmarks.sides import BASE, SIDES, Setting
 
 SIZE_NAMES = {"width": "width", "batch_size": "batch size", "members": "members"}
@@ -32,7 +32,7 @@ class Results:
     steady_steps: int
     """Steps of a turn in steady state: an epoch's, unless quick."""
 
-    whole_processes: dict[str, list[Run]]
+    whole_processes: dict[str, list[Usage]]
     steady_state: dict[str, Epochs]
     growth: Growth
 

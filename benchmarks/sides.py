@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fmnist_torch.curves import BLUE, GREEN, GREY, ORANGE, SKY
-from fmnist_torch.experiment import TRAINING_IMAGES, Experiment
+from fmnist.experiment import TRAINING_IMAGES, Experiment
+from fmnist.runs.curves import BLUE, GREEN, GREY, ORANGE, SKY
 
 MEMBERS = 64
 

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import CLASSES, Experiment
+from fmnist.experiment import CLASSES, Experiment, StateDict
 
 Params = dict[str, dict[str, Any]]
 """flax's parameters: `{"fc1": {"kernel": (784, 16), "bias": (16,)}, …}`."""
@@ -38,16 +37,16 @@ def network(experiment: Experiment) -> ShallowNetwork:
     return ShallowNetwork(experiment.hidden, experiment.softmax_output)
 
 
-def from_torch(tensors: Tensors) -> Params:
+def from_torch(state_dict: StateDict) -> Params:
     """flax's parameters from torch's: a kernel is a weight transposed, `(in, out)` from `(out, in)`."""
-    layers = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
-    return {layer: {"kernel": tensors[f"{layer}.weight"].T, "bias": tensors[f"{layer}.bias"]} for layer in layers}
+    layers = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
+    return {layer: {"kernel": state_dict[f"{layer}.weight"].T, "bias": state_dict[f"{layer}.bias"]} for layer in layers}
 
 
-def to_torch(params: Params) -> Tensors:
-    """torch's tensors from flax's parameters: NumPy copies, C-contiguous."""
-    tensors = {}
+def to_torch(params: Params) -> StateDict:
+    """torch's `state_dict` from flax's parameters: NumPy copies, C-contiguous."""
+    state_dict = {}
     for layer, values in params.items():
-        tensors[f"{layer}.weight"] = np.array(np.asarray(values["kernel"]).T, order="C")
-        tensors[f"{layer}.bias"] = np.array(values["bias"])
-    return tensors
+        state_dict[f"{layer}.weight"] = np.array(np.asarray(values["kernel"]).T, order="C")
+        state_dict[f"{layer}.bias"] = np.array(values["bias"])
+    return state_dict

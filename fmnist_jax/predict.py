@@ -6,21 +6,21 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist import command
+from fmnist.experiment import Experiment, StateDict
+from fmnist.predictions import report
 from fmnist_jax.model import from_torch, network
 from fmnist_jax.train import decode, find_device
-from fmnist_torch import errors, predictions
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
 
 NAME = "fmnist_jax.predict"
 
 
-def prepare(device_name: str) -> predictions.Predict:
+def prepare(device_name: str) -> report.Predict:
     """The network on a device, as a function of its parameters and images."""
     device = find_device(device_name)
 
-    def probabilities(experiment: Experiment, tensors: Tensors, images: NDArray[np.uint8]) -> predictions.Probabilities:
-        params = jax.device_put(from_torch(tensors), device)
+    def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
+        params = jax.device_put(from_torch(state_dict), device)
         logits = jax.jit(network(experiment).apply)({"params": params}, decode(images, device))
         return np.asarray(jax.nn.softmax(logits))
 
@@ -28,8 +28,8 @@ def prepare(device_name: str) -> predictions.Predict:
 
 
 def main() -> None:
-    predictions.run(sys.argv[1:], NAME, prepare)
+    report.run(sys.argv[1:], NAME, prepare)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

@@ -12,24 +12,23 @@ import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
 from numpy.typing import NDArray
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 
 
-def init(experiment: Experiment) -> Tensors:
+def init(experiment: Experiment) -> StateDict:
     """The starting parameters of `experiment.seed`, float32: each layer's weight row by row, then its bias.
 
     The engine is mt19937, seeded by the low 32 bits (ATen/core/MT19937RNGEngine.h); the bounds are those of
     `nn.Linear.reset_parameters` (torch/nn/modules/linear.py) and `kaiming_uniform_` (torch/nn/init.py).
     """
     engine = np.random.RandomState(experiment.seed & 0xFFFFFFFF)
-    tensors = {}
+    state_dict = {}
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
         gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))
         weight_bound = math.sqrt(3) * (gain / math.sqrt(fan_in))
-        tensors[f"fc{layer}.weight"] = _uniform(engine, weight_bound, (fan_out, fan_in))
-        tensors[f"fc{layer}.bias"] = _uniform(engine, 1 / math.sqrt(fan_in), (fan_out,))
-    return tensors
+        state_dict[f"fc{layer}.weight"] = _uniform(engine, weight_bound, (fan_out, fan_in))
+        state_dict[f"fc{layer}.bias"] = _uniform(engine, 1 / math.sqrt(fan_in), (fan_out,))
+    return state_dict
 
 
 def _uniform(engine: np.random.RandomState, bound: float, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,7 +1,6 @@
 """Train the mirror: `python -m fmnist_jax.train`."""
 
 import contextlib
-import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -20,12 +19,14 @@ from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled
 from numpy.typing import NDArray
 
+from fmnist import command
+from fmnist.data import Split, load_dataset
+from fmnist.experiment import CLASSES, PIXELS, TEST_IMAGES, TRAINING_IMAGES, Experiment
+from fmnist.runs.environment import Environment
+from fmnist.runs.options import parse_options
+from fmnist.runs.run import start
 from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
-from fmnist_torch import errors, runs
-from fmnist_torch.data import load_dataset
-from fmnist_torch.experiment import CLASSES, PIXELS, TEST_IMAGES, TRAINING_IMAGES, Experiment
-from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_jax.train"
 
@@ -35,11 +36,15 @@ def decode(images: NDArray[np.uint8], device: jax.Device | jax.sharding.Sharding
 
     In NumPy: XLA compiles `x / 255` to a multiplication by the reciprocal, which is 1 ulp off at 126 of 256 values.
     """
-    # Memory that is aligned, for JAX copies any other, and not in huge pages, for which Linux may search half a second.
-    pixels = np.frombuffer(mmap.mmap(-1, 4 * images.size), np.float32).reshape(len(images), PIXELS)
+    pixels = programs.empty(len(images), PIXELS)
     np.divide(images.reshape(pixels.shape), np.float32(255), out=pixels)
     placed: jax.Array = jax.device_put(pixels, device)
     return placed
+
+
+def decode_split(split: Split, device: jax.Device | jax.sharding.Sharding) -> tuple[jax.Array, jax.Array]:
+    """A split's pixels and its labels, `(n,) int32`."""
+    return decode(split.images, device), jax.device_put(split.labels.astype(np.int32), device)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -83,7 +88,7 @@ def train_epoch(
 
 @partial(jax.jit, static_argnames="batch_size")
 def evaluate(state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """How many images are classified rightly, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
+    """How many images are correctly classified, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
 
     def test_step(correct: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = state.apply_fn({"params": state.params}, images)
@@ -157,7 +162,7 @@ def find_device(name: str) -> jax.Device:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        raise errors.UnavailableError(f"JAX has no device to run on: {error}") from None
+        raise command.UnavailableError(f"JAX has no device to run on: {error}") from None
     with contextlib.suppress(RuntimeError):
         devices = [*devices, *jax.devices("cpu")]
     here = {"auto": devices[0]}
@@ -167,7 +172,7 @@ def find_device(name: str) -> jax.Device:
         for alias in (*kinds, *(f"{kind}:{device.id}" for kind in kinds)):
             here.setdefault(alias, device)
     if name not in here:
-        raise errors.UnavailableError(f"--device {name}: not here; expected one of {', '.join(here)}")
+        raise command.UnavailableError(f"--device {name}: not here; expected one of {', '.join(here)}")
     return here[name]
 
 
@@ -186,24 +191,21 @@ def main() -> None:
         # Beside the reading of the data: 3 % of the whole process with the programs in the cache, 10 % without.
         programs_ahead = pool.submit(compile_ahead, state, experiment.batch_size, device)
         dataset = load_dataset(options.data)
-        environment = runs.Environment("jax", str(device), "highest", cores())
-        with runs.start(options, environment, dataset, NAME) as run:
+        environment = Environment("jax", str(device), "highest", cores())
+        with start(options, environment, dataset, NAME) as run:
             params = jax.device_put(from_torch(run.begin(partial(to_torch, state.params))), device)
             state = state.replace(params=params)
-            train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
-            train_labels, test_labels = (
-                jax.device_put(split.labels.astype(np.int32), device) for split in (dataset.train, dataset.test)
-            )
+            train_data, test_data = (decode_split(split, device) for split in (dataset.train, dataset.test))
             train_program, test_program = programs_ahead.result()
 
             for epoch in run.epochs():
-                state, losses = train_program(state, train_images, train_labels)
+                state, losses = train_program(state, *train_data)
                 run.report_training(epoch, losses)
-                correct, losses = test_program(state, test_images, test_labels)
+                correct, losses = test_program(state, *test_data)
                 run.report_test(epoch, correct, losses)
                 run.keep(epoch, partial(to_torch, state.params))
             run.finish(to_torch(state.params))
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

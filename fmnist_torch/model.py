@@ -5,8 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 
 
 class ShallowNetwork(nn.Module):
@@ -36,11 +35,11 @@ def init(experiment: Experiment) -> ShallowNetwork:
     return ShallowNetwork(experiment)
 
 
-def from_numpy(tensors: Tensors) -> dict[str, Tensor]:
+def from_numpy(state_dict: StateDict) -> dict[str, Tensor]:
     """A `state_dict` from NumPy arrays, which it shares no memory with."""
-    return {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    return {name: torch.tensor(tensor) for name, tensor in state_dict.items()}
 
 
-def to_numpy(model: ShallowNetwork) -> Tensors:
+def to_numpy(model: ShallowNetwork) -> StateDict:
     """A model's `state_dict` as NumPy arrays, which share the model's memory where that is a CPU's."""
     return {name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()}

@@ -6,33 +6,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmnist_torch import errors, predictions
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist import command
+from fmnist.experiment import Experiment, StateDict
+from fmnist.predictions import report
 from fmnist_torch.model import ShallowNetwork, from_numpy
 from fmnist_torch.train import decode, find_device
 
 NAME = "fmnist_torch.predict"
 
 
-def prepare(device_name: str) -> predictions.Predict:
+def prepare(device_name: str) -> report.Predict:
     """The network on a device, as a function of its parameters and images."""
     device = find_device(device_name)
 
     @torch.no_grad()
-    def probabilities(experiment: Experiment, tensors: Tensors, images: NDArray[np.uint8]) -> predictions.Probabilities:
+    def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
         model = ShallowNetwork(experiment)
-        model.load_state_dict(from_numpy(tensors))
+        model.load_state_dict(from_numpy(state_dict))
         logits = model.to(device).eval()(decode(images, device))
-        found: predictions.Probabilities = logits.softmax(dim=1).numpy(force=True)
+        found: report.Probabilities = logits.softmax(dim=1).numpy(force=True)
         return found
 
     return probabilities
 
 
 def main() -> None:
-    predictions.run(sys.argv[1:], NAME, prepare)
+    report.run(sys.argv[1:], NAME, prepare)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fmnist_torch import errors, runs
-from fmnist_torch.data import load_dataset
+from fmnist import command
+from fmnist.data import Split, load_dataset
+from fmnist.runs.environment import Environment
+from fmnist.runs.options import parse_options
+from fmnist.runs.run import start
 from fmnist_torch.model import from_numpy, init, to_numpy
-from fmnist_torch.resuming import parse_options
 
 NAME = "fmnist_torch.train"
 
@@ -23,6 +25,11 @@ def decode(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     The arithmetic of `ToTensor`: torchvision/transforms/functional.py, `to_tensor`.
     """
     return torch.tensor(images).flatten(1).to(torch.float32).div_(255).to(device)
+
+
+def decode_split(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A split's pixels and its labels, `(n,) int64`."""
+    return decode(split.images, device), torch.tensor(split.labels, device=device)
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +54,7 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """How many images are classified rightly, `() int64`, and the mean loss of every batch, `(batches,) float32`."""
+    """How many images are correctly classified, `() int64`, and the mean loss of every batch, `(batches,) float32`."""
     model.eval()
     correct, losses = torch.zeros((), dtype=torch.int64, device=images.device), []
     for batch_images, batch_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
@@ -69,7 +76,7 @@ def find_device(name: str) -> torch.device:
         return torch.device(*kinds or ["cpu"])
     here = ["cpu", *kinds, *(f"{kind}:{index}" for kind in kinds for index in range(torch.accelerator.device_count()))]
     if name not in here:
-        raise errors.UnavailableError(f"--device {name}: not here; expected auto or one of {', '.join(here)}")
+        raise command.UnavailableError(f"--device {name}: not here; expected auto or one of {', '.join(here)}")
     return torch.device(name)
 
 
@@ -79,25 +86,22 @@ def main() -> None:
     device = find_device(options.device)
     dataset = load_dataset(options.data)
     precision = torch.get_float32_matmul_precision()
-    environment = runs.Environment("torch", str(device), precision, torch.get_num_threads())
-    with runs.start(options, environment, dataset, NAME) as run:
+    environment = Environment("torch", str(device), precision, torch.get_num_threads())
+    with start(options, environment, dataset, NAME) as run:
         model = init(experiment)
         model.load_state_dict(from_numpy(run.begin(partial(to_numpy, model))))
         model.to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
-        train_images, test_images = (decode(split.images, device) for split in (dataset.train, dataset.test))
-        train_labels, test_labels = (
-            torch.tensor(split.labels, device=device) for split in (dataset.train, dataset.test)
-        )
+        train_data, test_data = (decode_split(split, device) for split in (dataset.train, dataset.test))
 
         for epoch in run.epochs():
-            losses = train_epoch(model, optimizer, train_images, train_labels, experiment.batch_size)
+            losses = train_epoch(model, optimizer, *train_data, experiment.batch_size)
             run.report_training(epoch, losses.cpu())
-            correct, losses = evaluate(model, test_images, test_labels, experiment.batch_size)
+            correct, losses = evaluate(model, *test_data, experiment.batch_size)
             run.report_test(epoch, correct.cpu(), losses.cpu())
             run.keep(epoch, partial(to_numpy, model))
         run.finish(to_numpy(model))
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

@@ -8,22 +8,20 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from fmnist_torch import errors
-from fmnist_torch.data import load_dataset
-from fmnist_torch.errors import Failure, UsageError
-from fmnist_torch.experiment import complaint, parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import prepare_folder
+from fmnist import command
+from fmnist.command import Failure, UsageError, complaint, like, option, parse
+from fmnist.data import load_dataset
+from fmnist.files import write_atomically
+from fmnist.runs.folders import prepare_folder
+from fmnist.runs.options import TrainOptions
 from parity import report, whole_runs
 from parity.judge import STAGES, Judge
-from parity.port import Held, find
+from parity.port import Held, Misbehaviour, PortError, find
 from parity.ports import torch_port
 from parity.quantities import ENVELOPE_SLACK
 from parity.reruns import Reruns
@@ -31,50 +29,42 @@ from parity.verdict import Outcome, Verdict, climb
 
 NAME = "parity"
 FILES = ("report.json", "report.md", "trajectory.png", "trends.png")
-EXPECTED = {
-    "only": f"one or more of {', '.join(STAGES)}",
-    "seeds": "a whole number of at least 3, e.g. --seeds 13",
-}
 
 
 @dataclass(frozen=True)
-class Options:
+class ParityOptions:
     """What is judged, and how thoroughly."""
 
-    port: Annotated[str, tyro.conf.arg(metavar="MODULE|FILE.py")] = "parity.ports.jax_port"
-    """The port: a module, module:attribute, or a Python file."""
-
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE...")] = STAGES
-    """Stages to run."""
-
-    quick: bool = False
-    """Leave out `trends`, and cut `trajectory` to 2 epochs."""
-
-    seeds: int = 13
-    """Paired seeds of `trends`: 13 hold its margin at a power of 90 % where differences deviate by 0.1 point."""
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """Folder that holds FashionMNIST/raw/*.gz, or 'synthetic'; looked for and downloaded like the trainers' if not
-    given."""
-
-    port_device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Device of the port, by its framework's name; by default the port's own choice."""
-
-    reference_device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu"
-    """Device of the reference, by torch's name; 'auto' is the accelerator where there is one."""
-
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for report.json, report.md, trajectory.png and trends.png."""
-
-    overwrite: bool = False
-    """Replace the report that --output already holds."""
+    port: str = option("parity.ports.jax_port", "The port: a module, or a Python file.", metavar="MODULE|FILE.py")
+    only: tuple[str, ...] = option(
+        STAGES, "Stages to run.", metavar="STAGE", expected=f"one or more of {', '.join(STAGES)}"
+    )
+    quick: bool = option(False, "Leave out `trends`, and cut `trajectory` to 2 epochs.")
+    seeds: int = option(
+        13,
+        "Paired seeds of `trends`: 13 hold its margin at a power of 90 % where differences deviate by 0.1 point.",
+        expected="a whole number of at least 3, e.g. --seeds 13",
+    )
+    data: str | None = like(TrainOptions, "data")
+    port_device: str | None = option(
+        None, "Device of the port, by its framework's name; by default the port's own choice.", metavar="NAME"
+    )
+    reference_device: str = option(
+        "cpu",
+        "Device of the reference, by torch's name; 'auto' is the accelerator where there is one.",
+        metavar="NAME",
+    )
+    output: Path | None = option(
+        None, "Folder for report.json, report.md, trajectory.png and trends.png.", metavar="DIR"
+    )
+    overwrite: bool = option(False, "Replace the report that --output already holds.")
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.only if stage not in STAGES]
         if unknown or not self.only:
-            raise UsageError(complaint("only", " ".join(unknown), EXPECTED["only"]))
+            raise complaint(self, "only", " ".join(unknown))
         if self.seeds < 3:
-            raise UsageError(complaint("seeds", str(self.seeds), EXPECTED["seeds"]))
+            raise complaint(self, "seeds", str(self.seeds))
         if self.quick and "trends" in self.only and len(self.only) == 1:
             raise UsageError("--quick leaves out trends: nothing is left of --only trends; give one of the two")
 
@@ -90,7 +80,7 @@ def main() -> None:
 
         plant(sys.argv[2:])
         return
-    options = parse(Options, sys.argv[1:], NAME, "Judge a port of the PyTorch reference.", EXPECTED)
+    options = parse(ParityOptions, sys.argv[1:], NAME, "Judge a port of the PyTorch reference.")
     torch_port.use_device(options.reference_device)
     port = find(options.port)
     if options.port_device is not None:
@@ -129,15 +119,16 @@ def _print(outcome: Outcome) -> None:
     print(report.line(*report.row(outcome)), flush=True)
 
 
-def _write(options: Options, judge: Judge, verdict: Verdict) -> None:
+def _write(options: ParityOptions, judge: Judge, verdict: Verdict) -> None:
     from parity import pictures
 
     assert options.output is not None
     drawn = {}
-    if "trajectory" in options.stages:
-        drawn["trajectory.png"] = pictures.trajectory(whole_runs.drift(judge), ENVELOPE_SLACK, options.port)
-    if "trends" in options.stages:
-        drawn["trends.png"] = pictures.trends(*whole_runs.trends_of(judge), options.port)
+    with contextlib.suppress(PortError, Misbehaviour):  # what cannot be run cannot be drawn
+        if "trajectory" in options.stages:
+            drawn["trajectory.png"] = pictures.trajectory(whole_runs.drift(judge), ENVELOPE_SLACK, options.port)
+        if "trends" in options.stages:
+            drawn["trends.png"] = pictures.trends(*whole_runs.trends_of(judge), options.port)
     config = {
         "port": options.port,
         "data": judge.dataset.name,
@@ -153,4 +144,4 @@ def _write(options: Options, judge: Judge, verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, NAME))
+    sys.exit(command.run(main, NAME))

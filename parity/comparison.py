@@ -128,12 +128,16 @@ def compare(
     reference: ArrayLike | None = None,
     recompute: Callable[[Formulas], ArrayLike] | None = None,
 ) -> Comparison:
-    """A comparison at (stage, check, case), held to be one: of equal shapes, of at least one value, and finite.
+    """A comparison at (stage, check, case), held to be one: of at least one value, and with finite ones.
+
+    Where a port gives too few values or too many, their number is what is compared.
 
     Raises:
         ValueError: the check itself is at fault.
     """
     found, expected, unit = np.asarray(found), np.asarray(expected), np.asarray(unit, np.float64)
+    if found.size != expected.size:
+        return compare(place, f"number of {tensor}", float(found.size), float(expected.size))
     if expected.size == 0 or found.shape != expected.shape:
         raise ValueError(f"{place}: {tensor} compares {found.shape} with {expected.shape}")
     if not np.all(np.isfinite(expected)) or not np.all(np.isfinite(unit)):

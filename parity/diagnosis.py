@@ -104,6 +104,8 @@ def _common_factor(failing: Sequence[Comparison]) -> float | None:
 
 def _nice(factor: float) -> float | None:
     """The fraction that the factor is within 1e-4: n, 1/n, or one of small numbers; others explain nothing."""
+    if not np.isfinite(factor):
+        return None
     for denominator in (*range(1, 17), 32, 64, 100, 128, 255, 784, 1000):
         numerator = round(factor * denominator)
         is_simple = abs(numerator) <= (10_000 if denominator == 1 else 16 if denominator <= 16 else 1)

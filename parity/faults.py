@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array, State
 from parity.mistakes import (
@@ -95,7 +94,7 @@ def _restored(change: Callable[[Array], Array]) -> Callable[[], Any]:
 def _in_place() -> Any:
     """A step that writes into the arrays that the port was started from."""
 
-    def start(tensors: Tensors, experiment: Experiment) -> State:
+    def start(tensors: StateDict, experiment: Experiment) -> State:
         return State(tensors, {name: np.zeros_like(tensor) for name, tensor in tensors.items()}, experiment)
 
     def train_step(state: State, images: Array, labels: Array) -> tuple[State, float]:
@@ -108,13 +107,13 @@ def _in_place() -> Any:
 
 
 def _gives_back() -> Any:
-    def start(tensors: Tensors, experiment: Experiment) -> State:
+    def start(tensors: StateDict, experiment: Experiment) -> State:
         return State(tensors, {name: np.zeros_like(tensor) for name, tensor in tensors.items()}, experiment)
 
     return numpy_port(start=start, tensors=lambda state: dict(state.tensors))
 
 
-def _boxed(start: Callable[[Tensors, Experiment], SimpleNamespace], **functions: Any) -> Any:
+def _boxed(start: Callable[[StateDict, Experiment], SimpleNamespace], **functions: Any) -> Any:
     """A right port whose states are boxes that training changes in place, and a `start` that fills them."""
 
     def train(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +135,7 @@ def _first_start_wins() -> Any:
     """A cache of starts that is keyed by the experiment and forgets that its state was trained on."""
     held: dict[Experiment, SimpleNamespace] = {}
 
-    def start(tensors: Tensors, experiment: Experiment) -> SimpleNamespace:
+    def start(tensors: StateDict, experiment: Experiment) -> SimpleNamespace:
         box = held.setdefault(experiment, SimpleNamespace(state=None, given=None))
         fresh = {name: tensor.copy() for name, tensor in tensors.items()}
         same = box.given is not None and all(
@@ -167,7 +166,7 @@ def _narrow(function: str) -> Callable[[], Any]:
     return make
 
 
-def _cast(tensors: Tensors, dtype: Any) -> Tensors:
+def _cast(tensors: StateDict, dtype: Any) -> StateDict:
     return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
 
@@ -191,10 +190,10 @@ def _smoothed(outputs: Array, labels: Array) -> Array:
     return np.asarray(0.9 * formulas.cross_entropy(outputs, labels) + 0.1 * np.mean(every, axis=0))
 
 
-def _stepping(change: Callable[[Tensors, Tensors, Experiment], Tensors]) -> dict[str, Any]:
+def _stepping(change: Callable[[StateDict, StateDict, Experiment], StateDict]) -> dict[str, Any]:
     def step(
-        tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
-    ) -> tuple[Tensors, Tensors]:
+        tensors: StateDict, gradients: StateDict, velocity: StateDict, experiment: Experiment
+    ) -> tuple[StateDict, StateDict]:
         return change(tensors, gradients, experiment), velocity
 
     return {"step": step}
@@ -227,14 +226,14 @@ def _later(after: int, factor: float = 0.5, is_global: bool = False) -> Callable
     def make() -> Any:
         count = SimpleNamespace(steps=0)
 
-        def start(tensors: Tensors, experiment: Experiment) -> State:
+        def start(tensors: StateDict, experiment: Experiment) -> State:
             if not is_global:
                 count.steps = 0
             return formulas.start(tensors, experiment)
 
         def step(
-            tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
-        ) -> tuple[Tensors, Tensors]:
+            tensors: StateDict, gradients: StateDict, velocity: StateDict, experiment: Experiment
+        ) -> tuple[StateDict, StateDict]:
             count.steps += 1
             lr = experiment.lr * (factor if count.steps > after else 1)
             return {name: _down(tensors[name], gradients[name], lr) for name in tensors}, velocity
@@ -252,7 +251,7 @@ def _trains_on_tests() -> Any:
         box.state, _ = formulas.train_step(RIGHT, box.state, images, labels)
         return result
 
-    def start(tensors: Tensors, experiment: Experiment) -> SimpleNamespace:
+    def start(tensors: StateDict, experiment: Experiment) -> SimpleNamespace:
         return SimpleNamespace(state=formulas.start(tensors, experiment))
 
     return _boxed(start, evaluate=evaluate)

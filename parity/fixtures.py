@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.data import Split
-from fmnist_torch.experiment import CLASSES, Experiment
+from fmnist.data import Split
+from fmnist.experiment import CLASSES, Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array
 from parity.port import shapes
@@ -21,7 +20,7 @@ class Case:
 
     name: str
     experiment: Experiment
-    tensors: Tensors
+    tensors: StateDict
     images: Array
     labels: Array
 
@@ -31,11 +30,11 @@ class Case:
         return float(np.finfo(next(iter(self.tensors.values())).dtype).eps)
 
     def cast(self, dtype: type) -> "Case":
-        tensors: Tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
+        tensors: StateDict = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
         return Case(f"{self.name}, {np.dtype(dtype).name}", self.experiment, tensors, self.images, self.labels)
 
 
-def real(name: str, experiment: Experiment, tensors: Tensors, split: Split, rows: int, first: int = 0) -> Case:
+def real(name: str, experiment: Experiment, tensors: StateDict, split: Split, rows: int, first: int = 0) -> Case:
     """Images of the data set, with the labels that belong to them."""
     return Case(name, experiment, tensors, split.images[first : first + rows], split.labels[first : first + rows])
 
@@ -59,7 +58,7 @@ def exact(experiment: Experiment, rows: int = 8) -> Case:
 
 
 def _try_exact(experiment: Experiment, rows: int, random: np.random.RandomState) -> Case:
-    tensors: Tensors = {}
+    tensors: StateDict = {}
     names = list(shapes(experiment).items())
     for name, shape in names:
         is_last = name in (names[-2][0], names[-1][0])

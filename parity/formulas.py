@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist.experiment import Experiment, StateDict
 from fmnist_jax import torch_rng
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
 
 Array = NDArray[Any]
 
@@ -63,7 +62,9 @@ def weigh(rows: int, experiment: Experiment) -> float:
     return 1 / rows
 
 
-def step(tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment) -> tuple[Tensors, Tensors]:
+def step(
+    tensors: StateDict, gradients: StateDict, velocity: StateDict, experiment: Experiment
+) -> tuple[StateDict, StateDict]:
     """SGD: parameter - lr * gradient. The second value is the optimizer's memory, of which this one makes no use."""
     updated = {name: tensor - tensor.dtype.type(experiment.lr) * gradients[name] for name, tensor in tensors.items()}
     return updated, velocity
@@ -82,7 +83,7 @@ def same(value: Any, name: str = "") -> Any:
 class Formulas:
     """One set of formulas."""
 
-    draw: Callable[[Experiment], Tensors] = torch_rng.init
+    draw: Callable[[Experiment], StateDict] = torch_rng.init
     decode: Callable[[Array], Array] = decode
     product: Callable[[Array, Array, str], Array] = product
     parameter: Callable[[Array, str], Array] = same
@@ -97,7 +98,7 @@ class Formulas:
     weigh_loss: Callable[[int, Experiment], float] = weigh
     weigh_gradient: Callable[[int, Experiment], float] = weigh
     gradient: Callable[[Array, str], Array] = same
-    step: Callable[[Tensors, Tensors, Tensors, Experiment], tuple[Tensors, Tensors]] = step
+    step: Callable[[StateDict, StateDict, StateDict, Experiment], tuple[StateDict, StateDict]] = step
     loss_is_from_before: bool = True
     training_batches: Callable[[int, int], list[slice]] = batches
     test_batches: Callable[[int, int], list[slice]] = batches
@@ -115,12 +116,12 @@ class Pass:
     outputs: Array
 
 
-def layers(tensors: Tensors) -> list[str]:
+def layers(tensors: StateDict) -> list[str]:
     """Names of the layers in order."""
     return [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
 
 
-def forward(formulas: Formulas, tensors: Tensors, images: Array, experiment: Experiment) -> Pass:
+def forward(formulas: Formulas, tensors: StateDict, images: Array, experiment: Experiment) -> Pass:
     """The network over images `uint8 (n, 28, 28)`, in the dtype of the tensors."""
     dtype = next(iter(tensors.values())).dtype
     values, inputs, pre_activations = formulas.decode(images).astype(dtype), [], []
@@ -134,7 +135,7 @@ def forward(formulas: Formulas, tensors: Tensors, images: Array, experiment: Exp
     return Pass(inputs, pre_activations, formulas.softmax(values) if formulas.applies_softmax(experiment) else values)
 
 
-def loss(formulas: Formulas, tensors: Tensors, images: Array, labels: Array, experiment: Experiment) -> Any:
+def loss(formulas: Formulas, tensors: StateDict, images: Array, labels: Array, experiment: Experiment) -> Any:
     """The batch's loss, a scalar of the dtype of the tensors."""
     outputs = forward(formulas, tensors, images, experiment).outputs
     return _total(formulas, outputs, labels, experiment)
@@ -145,12 +146,14 @@ def _total(formulas: Formulas, outputs: Array, labels: Array, experiment: Experi
     return losses.dtype.type(losses.sum() * losses.dtype.type(formulas.weigh_loss(len(labels), experiment)))
 
 
-def gradients(formulas: Formulas, tensors: Tensors, images: Array, labels: Array, experiment: Experiment) -> Tensors:
+def gradients(
+    formulas: Formulas, tensors: StateDict, images: Array, labels: Array, experiment: Experiment
+) -> StateDict:
     """The gradient of `loss` by every tensor."""
     return _backward(formulas, tensors, forward(formulas, tensors, images, experiment), labels, experiment)
 
 
-def _backward(formulas: Formulas, tensors: Tensors, done: Pass, labels: Array, experiment: Experiment) -> Tensors:
+def _backward(formulas: Formulas, tensors: StateDict, done: Pass, labels: Array, experiment: Experiment) -> StateDict:
     dtype = done.outputs.dtype
     cotangent = formulas.cross_entropy_slope(done.outputs, formulas.labels(labels))
     cotangent = cotangent * dtype.type(formulas.weigh_gradient(len(labels), experiment))
@@ -173,12 +176,12 @@ def _backward(formulas: Formulas, tensors: Tensors, done: Pass, labels: Array, e
 class State:
     """Parameters, and the optimizer's memory."""
 
-    tensors: Tensors
-    velocity: Tensors
+    tensors: StateDict
+    velocity: StateDict
     experiment: Experiment
 
 
-def start(tensors: Tensors, experiment: Experiment) -> State:
+def start(tensors: StateDict, experiment: Experiment) -> State:
     return State(
         {name: tensor.copy() for name, tensor in tensors.items()},
         {name: np.zeros_like(tensor) for name, tensor in tensors.items()},

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fmnist_torch.data import Dataset
-from fmnist_torch.experiment import Experiment
+from fmnist.data import Dataset
+from fmnist.experiment import Experiment
 from parity import fixtures
 from parity.comparison import MEMORY, Comparison, compare
 from parity.fixtures import Case
 from parity.port import Held, Misbehaviour
-from parity.reruns import Reruns, Run, run
+from parity.reruns import Reruns, WholeRun, run
 
 STAGES = (
     *("decode", "init", "start", "logits", "loss", "gradients"),
@@ -32,9 +32,9 @@ class Judge:
     epochs: int = 20
     seeds: int = 13
     first_seed: int = 0
-    port_runs: dict[Experiment, Run] = field(default_factory=dict)
+    port_runs: dict[Experiment, WholeRun] = field(default_factory=dict)
 
-    def port_run(self, experiment: Experiment) -> Run:
+    def port_run(self, experiment: Experiment) -> WholeRun:
         """The port's whole run from torch's draw, done once."""
         if experiment not in self.port_runs:
             start = self.reference.init(experiment)
@@ -64,9 +64,9 @@ class Check:
     needs_float64: bool = False
 
 
-def run_check(judge: Judge, check: Check) -> list[Comparison]:
-    """A check's comparisons; misbehaviour in memory is one that fails."""
-    done: list[Comparison] = []
+def run_check(judge: Judge, check: Check, done: list[Comparison] | None = None) -> list[Comparison]:
+    """A check's comparisons, in `done` as they come; misbehaviour in memory is one that fails."""
+    done = [] if done is None else done
     try:
         for comparison in check.compare(judge, check.stage, check.name):
             done.append(comparison)

@@ -7,16 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
-from fmnist_torch.data import Dataset, load_dataset
-from fmnist_torch.errors import Failure
-from fmnist_torch.experiment import parse
-from fmnist_torch.files import write_atomically
-from fmnist_torch.runs import progress
+from fmnist.command import Failure, like, option, parse
+from fmnist.data import Dataset, load_dataset
+from fmnist.files import write_atomically
+from fmnist.runs.lines import progress
+from fmnist.runs.options import TrainOptions
 from parity.checks import CHECKS
 from parity.faults import Fault, faults
 from parity.judge import Check, Judge, run_check
@@ -29,17 +27,12 @@ from parity.whole_runs import WHOLE_RUNS
 
 
 @dataclass(frozen=True)
-class Options:
+class FaultsOptions:
     """Which faults are planted."""
 
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD...")] = ()
-    """Faults whose names hold one of these words; all by default."""
-
-    document: Annotated[Path | None, tyro.conf.arg(metavar="FILE.md")] = None
-    """File that the matrix is written to, as Markdown."""
-
-    data: Annotated[str | None, tyro.conf.arg(metavar="DIR|synthetic")] = None
-    """Folder that holds FashionMNIST/raw/*.gz, or 'synthetic'."""
+    only: tuple[str, ...] = option((), "Faults whose names hold one of these words; all by default.", metavar="WORD")
+    document: Path | None = option(None, "File that the matrix is written to, as Markdown.", metavar="FILE.md")
+    data: str | None = like(TrainOptions, "data")
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def plant(arguments: list[str]) -> None:
     Raises:
         Failure: a fault survives, is found at the wrong stage or explained wrongly, or a check is idle.
     """
-    options = parse(Options, arguments, "parity faults", "Plant faults, and see which check finds each.", {})
+    options = parse(FaultsOptions, arguments, "parity faults", "Plant faults, and see which check finds each.")
     chosen = [fault.name for fault in faults() if not options.only or any(word in fault.name for word in options.only)]
     if not chosen:
         raise Failure(f"no fault's name holds any of {', '.join(options.only)}")

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array, Formulas
 
@@ -379,10 +378,10 @@ def _of(layer: str) -> Callable[[str], bool]:
 
 
 def _updates() -> Mistakes:
-    def stepping(change: Callable[..., Tensors]) -> dict[str, Any]:
+    def stepping(change: Callable[..., StateDict]) -> dict[str, Any]:
         def step(
-            tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
-        ) -> tuple[Tensors, Tensors]:
+            tensors: StateDict, gradients: StateDict, velocity: StateDict, experiment: Experiment
+        ) -> tuple[StateDict, StateDict]:
             return change(tensors, gradients, experiment), velocity
 
         return {"step": step}
@@ -449,17 +448,17 @@ def _times(factor: float) -> Callable[[Experiment], float]:
     return lambda experiment: factor * experiment.lr
 
 
-def _clip(gradients: Tensors, norm: float) -> float:
+def _clip(gradients: StateDict, norm: float) -> float:
     size = np.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients.values()))
     return float(min(1.0, norm / max(size, 1e-300)))
 
 
-def momentum_step(momentum: float, nesterov: bool) -> Callable[..., tuple[Tensors, Tensors]]:
+def momentum_step(momentum: float, nesterov: bool) -> Callable[..., tuple[StateDict, StateDict]]:
     """SGD with a memory of earlier gradients."""
 
     def step(
-        tensors: Tensors, gradients: Tensors, velocity: Tensors, experiment: Experiment
-    ) -> tuple[Tensors, Tensors]:
+        tensors: StateDict, gradients: StateDict, velocity: StateDict, experiment: Experiment
+    ) -> tuple[StateDict, StateDict]:
         velocity = {name: momentum * velocity[name] + gradients[name] for name in tensors}
         ahead = {name: gradients[name] + momentum * velocity[name] for name in tensors} if nesterov else velocity
         rate = tensors["fc1.weight"].dtype.type(experiment.lr)

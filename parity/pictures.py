@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fmnist_torch.curves import BLUE, GREY, ORANGE, finished
+from fmnist.runs.curves import BLUE, GREY, ORANGE, finished
 from parity.formulas import Array
 from parity.whole_runs import ACCURACY_MARGIN, LOSS_MARGIN, interval
 
@@ -72,11 +72,11 @@ def trends(reference: dict[str, Array], port_side: dict[str, Array], port: str) 
     curves.set(xlabel="epoch", ylabel="test accuracy", title=f"{seeds} seeds on both sides")
     curves.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     curves.legend(frameon=False, fontsize=9, loc="lower right")
-    for axes, name, margin, unit in (
-        (accuracy, "accuracy", ACCURACY_MARGIN, "test accuracy"),
-        (loss, "average loss", LOSS_MARGIN, "test loss"),
+    for axes, name, scale, margin, unit in (
+        (accuracy, "accuracy", 100, 100 * ACCURACY_MARGIN, "test accuracy (points)"),
+        (loss, "average loss", 1, LOSS_MARGIN, "test loss (nats)"),
     ):
-        differences = port_side[name] - reference[name]
+        differences = scale * (port_side[name] - reference[name])
         low, high = interval(differences)
         axes.axhspan(-margin, margin, color=GREY, alpha=0.15, linewidth=0, label=f"margin ±{margin:g}")
         axes.plot(np.repeat(epochs, seeds), differences.T.ravel(), ".", color=ORANGE, markersize=4, label="each seed")

@@ -13,9 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.errors import UsageError
-from fmnist_torch.experiment import CLASSES, PIXELS, Experiment
+from fmnist.command import UsageError
+from fmnist.experiment import CLASSES, PIXELS, Experiment, StateDict
 
 Array = NDArray[Any]
 State = Any
@@ -30,7 +29,7 @@ REQUIRED = (
 class Port(Protocol):
     """A port of the reference, written in anything: what crosses this border is NumPy.
 
-    `Tensors` is a dict by torch's `state_dict` names and layouts: `fc1.weight (16, 784)`, `fc1.bias (16,)`, …. Images
+    `StateDict` is a dict by torch's `state_dict` names and layouts: `fc1.weight (16, 784)`, `fc1.bias (16,)`, …. Images
     are `uint8 (n, 28, 28)`, labels `int64 (n,)` in 0..9; decoding is the port's. `State` is the port's own.
     `train_step` and `train_epoch` are given a state up; the other functions leave it as it is.
 
@@ -38,17 +37,17 @@ class Port(Protocol):
     `use_device(name)` to be moved by `--port-device`.
     """
 
-    def init(self, experiment: Experiment) -> Tensors:
+    def init(self, experiment: Experiment) -> StateDict:
         """The starting parameters of `experiment.seed`, float32."""
 
     def decode(self, images: Array) -> Array:
         """Pixels, `(n, 784) float32`."""
 
-    def start(self, tensors: Tensors, experiment: Experiment) -> State:
+    def start(self, tensors: StateDict, experiment: Experiment) -> State:
         """A state that holds these parameters. Their dtype, float32 or float64, is that of all that is computed;
         decoded pixels are float32, then cast."""
 
-    def tensors(self, state: State) -> Tensors:
+    def tensors(self, state: State) -> StateDict:
         """The parameters of a state."""
 
     def logits(self, state: State, images: Array) -> Array:
@@ -57,7 +56,7 @@ class Port(Protocol):
     def loss(self, state: State, images: Array, labels: Array) -> float:
         """The batch mean of the cross-entropy that takes what the network returns for logits."""
 
-    def gradients(self, state: State, images: Array, labels: Array) -> Tensors:
+    def gradients(self, state: State, images: Array, labels: Array) -> StateDict:
         """The gradient of that loss by every parameter."""
 
     def train_step(self, state: State, images: Array, labels: Array) -> tuple[State, float]:
@@ -138,7 +137,7 @@ def _import_file(path: Path) -> Any:
 class _Held:
     """A port's state, with the arrays it was started from: those it has to leave alone."""
 
-    def __init__(self, state: State, experiment: Experiment, dtype: Any, given: Tensors) -> None:
+    def __init__(self, state: State, experiment: Experiment, dtype: Any, given: StateDict) -> None:
         self.state, self.experiment, self.dtype = state, experiment, dtype
         self.given, self.before = given, {name: array.copy() for name, array in given.items()}
 
@@ -158,14 +157,14 @@ class Held:
         self.has_init = callable(getattr(port, "init", None))
         self.float64 = bool(getattr(port, "FLOAT64", True))
 
-    def init(self, experiment: Experiment) -> Tensors:
+    def init(self, experiment: Experiment) -> StateDict:
         tensors = self._call("init", experiment)
         return self._checked_tensors("init", tensors, experiment, np.float32, {})
 
     def decode(self, images: Array) -> Array:
         return self._over("decode", images, lambda given: self._call("decode", given), (len(images), PIXELS))
 
-    def start(self, tensors: Tensors, experiment: Experiment) -> _Held:
+    def start(self, tensors: StateDict, experiment: Experiment) -> _Held:
         given = {name: array.copy() for name, array in tensors.items()}
         dtype = next(iter(tensors.values())).dtype
         before = {name: array.copy() for name, array in given.items()}
@@ -174,7 +173,7 @@ class Held:
         self._check_given("start", held)
         return held
 
-    def tensors(self, held: _Held) -> Tensors:
+    def tensors(self, held: _Held) -> StateDict:
         tensors = self._call("tensors", held.state)
         checked = self._checked_tensors("tensors", tensors, held.experiment, held.dtype, held.given)
         self._check_given("tensors", held)
@@ -187,8 +186,8 @@ class Held:
     def loss(self, held: _Held, images: Array, labels: Array) -> float:
         return self._on_batch("loss", held, images, labels, self._number)
 
-    def gradients(self, held: _Held, images: Array, labels: Array) -> Tensors:
-        def check(name: str, answer: Any) -> Tensors:
+    def gradients(self, held: _Held, images: Array, labels: Array) -> StateDict:
+        def check(name: str, answer: Any) -> StateDict:
             return self._checked_tensors(name, answer, held.experiment, held.dtype, held.given)
 
         return self._on_batch("gradients", held, images, labels, check)
@@ -202,7 +201,8 @@ class Held:
         state, losses = self._on_batch("train_epoch", held, images, labels, self._pair)
         held.state = state
         # How many there are is for the judge to judge: a port that drops a batch is wrong, not unusable.
-        steps = np.shape(losses) if np.ndim(losses) == 1 else (held.experiment.batches(len(labels)),)
+        is_series = isinstance(losses, np.ndarray) and losses.ndim == 1
+        steps = losses.shape if is_series else (held.experiment.batches(len(labels)),)
         return held, self._checked("train_epoch", "losses", losses, steps, held.dtype, {})
 
     def evaluate(self, held: _Held, images: Array, labels: Array) -> tuple[float, float]:
@@ -259,14 +259,17 @@ class Held:
         return answer
 
     def _number(self, function: str, answer: Any) -> float:
-        number = np.asarray(answer)
+        try:
+            number = np.asarray(answer)
+        except Exception:  # whatever an object's own conversion raises
+            number = np.empty(0)
         if number.shape != () or number.dtype.kind not in "fiu":
             raise PortError(f"{self.name}: {function} returned {_kind(answer)} where a number was expected")
         return float(number)
 
     def _checked_tensors(
-        self, function: str, answer: Any, experiment: Experiment, dtype: Any, given: Tensors
-    ) -> Tensors:
+        self, function: str, answer: Any, experiment: Experiment, dtype: Any, given: StateDict
+    ) -> StateDict:
         expected = shapes(experiment)
         if not isinstance(answer, dict) or set(answer) != set(expected):
             names = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
@@ -278,7 +281,7 @@ class Held:
         }
 
     def _checked(
-        self, function: str, what: str, answer: Any, shape: tuple[int, ...], dtype: Any, given: Tensors
+        self, function: str, what: str, answer: Any, shape: tuple[int, ...], dtype: Any, given: StateDict
     ) -> Array:
         if not isinstance(answer, np.ndarray) or answer.shape != shape or answer.dtype != dtype:
             raise PortError(

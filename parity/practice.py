@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmnist_torch.checkpoints import Tensors
+from fmnist.experiment import StateDict
 from parity.fixtures import Case
 from parity.judge import Judge
 from parity.port import Held
@@ -68,7 +68,7 @@ def _logits(side: Held, case: Case) -> Any:
     return side.logits(side.start(case.tensors, case.experiment), case.images)
 
 
-def _ten_steps(side: Held, judge: Judge) -> tuple[Any, Tensors]:
+def _ten_steps(side: Held, judge: Judge) -> tuple[Any, StateDict]:
     case = judge.real(rows=64 * STEPS)
     state, losses = side.start(case.tensors, case.experiment), []
     for step in range(STEPS):

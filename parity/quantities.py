@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
+from fmnist.experiment import StateDict
 from parity import formulas
 from parity.comparison import Comparison, compare
 from parity.fixtures import Case
@@ -84,14 +84,14 @@ def updates_of(judge: Judge, place: tuple[str, str], case: Case, steps: int) -> 
     parts = [slice(step * rows, (step + 1) * rows) for step in range(steps)]
     place3 = (*place, case.name)
 
-    def walk(port: Any, state: Any) -> tuple[Tensors, list[float]]:
+    def walk(port: Any, state: Any) -> tuple[StateDict, list[float]]:
         losses = []
         for part in parts:
             state, loss = port.train_step(state, case.images[part], case.labels[part])
             losses.append(float(loss))
         return port.tensors(state), losses
 
-    def oracle(formulas_: Formulas) -> Tensors:
+    def oracle(formulas_: Formulas) -> StateDict:
         state, losses = formulas.start(_upcast(case), case.experiment), []
         for part in parts:
             state, loss = formulas.train_step(formulas_, state, case.images[part], case.labels[part])
@@ -159,11 +159,11 @@ def along(
     Walks that do several things are not `is_explained`: a mistake in one of them is none in the others.
     """
 
-    def oracle(formulas_: Formulas, tensors: Tensors | None = None) -> Tensors:
+    def oracle(formulas_: Formulas, tensors: StateDict | None = None) -> StateDict:
         port = numpy_port(formulas_)
         return walk(port, port.start(tensors or _upcast(case), case.experiment), case)
 
-    def walked(port: Any, tensors: Tensors) -> Tensors:
+    def walked(port: Any, tensors: StateDict) -> StateDict:
         return walk(port, port.start(tensors, case.experiment), case)
 
     of = Once(oracle)
@@ -239,9 +239,9 @@ def evaluation_of(judge: Judge, place: tuple[str, str], case: Case) -> Iterator[
 
 
 class Once:
-    """Tensors under some formulas, computed once for all their names."""
+    """StateDict under some formulas, computed once for all their names."""
 
-    def __init__(self, compute: Callable[[Formulas], Tensors]) -> None:
+    def __init__(self, compute: Callable[[Formulas], StateDict]) -> None:
         self.compute, self.last = compute, (None, {})  # type: tuple[Any, Any]
 
     def __call__(self, name: str) -> Callable[[Formulas], Array]:
@@ -254,7 +254,7 @@ class Once:
         return of
 
 
-def _upcast(case: Case) -> Tensors:
+def _upcast(case: Case) -> StateDict:
     return {name: tensor.astype(np.float64) for name, tensor in case.tensors.items()}
 
 

@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.data import Dataset, load_dataset
-from fmnist_torch.experiment import Experiment
+from fmnist import metrics
+from fmnist.data import Dataset, load_dataset
+from fmnist.experiment import Experiment, StateDict
 from parity.formulas import Array
 from parity.tolerance import perturb
 
 
 @dataclass(frozen=True)
-class Run:
+class WholeRun:
     """A run as it went: parameters after each epoch (the starting ones first), every step's loss, every test pass."""
 
-    tensors: list[Tensors]
+    tensors: list[StateDict]
     losses: list[Array]
     accuracy: list[float]
     average_loss: list[float]
 
 
-def run(port: Any, tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+def run(port: Any, tensors: StateDict, experiment: Experiment, dataset: Dataset) -> WholeRun:
     """Train and test a port for `experiment.epochs` epochs."""
     state = port.start(tensors, experiment)
-    result = Run([port.tensors(state)], [], [], [])
+    result = WholeRun([port.tensors(state)], [], [], [])
     for _ in range(experiment.epochs):
         state, losses = port.train_epoch(state, *dataset.train)
         accuracy, average_loss = port.evaluate(state, *dataset.test)
@@ -49,24 +49,24 @@ class Reruns:
     def __init__(self, place: str | None, device: str, workers: int = 1) -> None:
         self._place, self._device, self._workers = place, device, workers
         self._pool: ProcessPoolExecutor | None = None
-        self._futures: dict[tuple[Any, ...], Future[Run]] = {}
+        self._futures: dict[tuple[Any, ...], Future[WholeRun]] = {}
 
-    def prepare(self, side: str, experiment: Experiment, perturbation: int = 0) -> Future[Run]:
+    def prepare(self, side: str, experiment: Experiment, perturbation: int = 0) -> Future[WholeRun]:
         key = (side, experiment, perturbation)
         if key not in self._futures:
             self._futures[key] = self._submit(_work, self._place, self._device, *key)
         return self._futures[key]
 
-    def _submit(self, function: Callable[..., Run], *arguments: Any) -> Future[Run]:
+    def _submit(self, function: Callable[..., WholeRun], *arguments: Any) -> Future[WholeRun]:
         if not self._workers:
-            done: Future[Run] = Future()
+            done: Future[WholeRun] = Future()
             done.set_result(function(*arguments))
             return done
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
         return self._pool.submit(function, *arguments)
 
-    def get(self, side: str, experiment: Experiment, perturbation: int = 0) -> Run:
+    def get(self, side: str, experiment: Experiment, perturbation: int = 0) -> WholeRun:
         return self.prepare(side, experiment, perturbation).result()
 
     def __enter__(self) -> "Reruns":
@@ -80,11 +80,10 @@ class Reruns:
 _dataset: Callable[[str | None], Dataset] = functools.cache(load_dataset)
 
 
-def _work(place: str | None, device: str, side: str, experiment: Experiment, perturbation: int) -> Run:
+def _work(place: str | None, device: str, side: str, experiment: Experiment, perturbation: int) -> WholeRun:
     from parity.ports import oracle_port, torch_port
 
-    if device != "auto":
-        torch_port.use_device(device)
+    torch_port.use_device(device)
     tensors = torch_port.init(experiment)
     if perturbation:
         tensors = perturb(tensors, perturbation)
@@ -93,7 +92,7 @@ def _work(place: str | None, device: str, side: str, experiment: Experiment, per
     return _reference_run(tensors, experiment, _dataset(place))
 
 
-def _reference_run(tensors: Tensors, experiment: Experiment, dataset: Dataset) -> Run:
+def _reference_run(tensors: StateDict, experiment: Experiment, dataset: Dataset) -> WholeRun:
     """`run` of the reference as its own command does it: by the same functions, with pixels decoded once."""
     import torch
 
@@ -102,12 +101,12 @@ def _reference_run(tensors: Tensors, experiment: Experiment, dataset: Dataset) -
 
     state, device = torch_port.start(tensors, experiment), torch.get_default_device()
     splits = [(train.decode(part.images, device), torch.tensor(part.labels)) for part in (dataset.train, dataset.test)]
-    result = Run([torch_port.tensors(state)], [], [], [])
+    result = WholeRun([torch_port.tensors(state)], [], [], [])
     for _ in range(experiment.epochs):
         losses = train.train_epoch(state.network, state.optimizer, *splits[0], experiment.batch_size)
         correct, test_losses = train.evaluate(state.network, *splits[1], experiment.batch_size)
         result.tensors.append(torch_port.tensors(state))
         result.losses.append(losses.numpy(force=True))
-        result.accuracy.append(correct.item() / len(dataset.test.labels))
-        result.average_loss.append(test_losses.double().mean().item())
+        result.accuracy.append(float(metrics.accuracy(correct.cpu(), len(dataset.test.labels))))
+        result.average_loss.append(float(metrics.average_loss(test_losses.cpu())))
     return result

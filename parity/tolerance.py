@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array
 
 # How many units a right port may err by. Ports that differ only in the order of their sums were seen to use at most
-# about a third of this: `python -m tests.false_alarms` prints the shares.
+# about a third of this: `python -m tests.tools.false_alarms` prints the shares.
 SLACK = 4.0
 
 
@@ -28,11 +27,11 @@ class Limits:
     logits: Array
     loss: Array
     losses: Array
-    gradients: Tensors
-    update: Tensors
+    gradients: StateDict
+    update: StateDict
 
 
-def limits(tensors: Tensors, images: Array, labels: Array, experiment: Experiment) -> Limits:
+def limits(tensors: StateDict, images: Array, labels: Array, experiment: Experiment) -> Limits:
     """The units of a computation in the dtype of the tensors."""
     info = np.finfo(next(iter(tensors.values())).dtype)
     eps, tiny = float(info.eps), float(info.tiny)
@@ -110,7 +109,7 @@ def _pullback_error(probabilities: Array, errors: Array, cotangent: Array, cotan
     return np.asarray(by_probabilities + by_cotangent + eps * probabilities * (size + 2 * total(probabilities * size)))
 
 
-def perturb(tensors: Tensors, seed: int) -> Tensors:
+def perturb(tensors: StateDict, seed: int) -> StateDict:
     """The tensors with every entry moved by one ulp, up or down at random."""
     random = np.random.RandomState(seed)
     moved = {}

@@ -9,6 +9,7 @@ from parity.checks import CHECKS
 from parity.comparison import MEMORY, Comparison
 from parity.diagnosis import explain
 from parity.judge import STAGES, Check, Judge, run_check
+from parity.port import PortError
 from parity.whole_runs import WHOLE_RUNS
 
 LADDER = (*CHECKS, *WHOLE_RUNS)
@@ -106,10 +107,13 @@ class Verdict:
 def climb(judge: Judge, stages: Sequence[str], report: Callable[[Outcome], None] = lambda outcome: None) -> Verdict:
     """Run all checks of the stages in order; each outcome is reported as soon as it is known.
 
+    Where a port cannot be judged any further, the verdict is on what was seen until then.
+
     Raises:
-        PortError: the port cannot be judged.
+        PortError: the port cannot be judged, and did nothing wrong before.
     """
-    notes, outcomes = [], []
+    notes: list[str] = []
+    outcomes: list[Outcome] = []
     if not judge.port.has_init and "init" in stages:
         notes.append("init: not judged; the port has no `init`, and starts from the reference's draw")
     if not judge.port.float64:
@@ -119,7 +123,18 @@ def climb(judge: Judge, stages: Sequence[str], report: Callable[[Outcome], None]
             continue
         if check.needs_float64 and not judge.port.float64:
             continue
-        outcomes.append(Outcome(check, run_check(judge, check)))
+        seen: list[Comparison] = []
+        try:
+            run_check(judge, check, seen)
+        except PortError as error:
+            if all(outcome.passed for outcome in [*outcomes, Outcome(check, seen)]):
+                raise
+            notes.append(f"stopped in {check.stage}: {check.name}: {error}")
+            if seen:
+                outcomes.append(Outcome(check, seen))
+                report(outcomes[-1])
+            break
+        outcomes.append(Outcome(check, seen))
         report(outcomes[-1])
     return Verdict(outcomes, notes, first_divergence(outcomes))
 

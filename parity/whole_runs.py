@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
-from fmnist_torch.runs import progress
+from fmnist.experiment import Experiment, StateDict
+from fmnist.runs.lines import progress
 from parity import fixtures
 from parity.comparison import Comparison, compare
 from parity.formulas import Array
 from parity.judge import Check, Judge
 from parity.quantities import ENVELOPE_SLACK, updates_of
-from parity.reruns import Run
+from parity.reruns import WholeRun
 
 PERTURBATIONS = (1, 2)
 
@@ -80,7 +79,7 @@ def free_running(judge: Judge, stage: str, check: str) -> Iterator[Comparison]:
 
 
 def _losses_of(
-    stage: str, check: str, found: Run, oracle: Run, reference: Run, others: list[Run]
+    stage: str, check: str, found: WholeRun, oracle: WholeRun, reference: WholeRun, others: list[WholeRun]
 ) -> Iterator[Comparison]:
     reached = np.zeros(())
     for epoch, expected in enumerate(oracle.losses, 1):
@@ -116,7 +115,7 @@ def drift(judge: Judge) -> dict[str, Array]:
     }
 
 
-def _distance(mine: Tensors, exact: Tensors, start: Tensors) -> float:
+def _distance(mine: StateDict, exact: StateDict, start: StateDict) -> float:
     """|mine - exact| / |exact - start| over all tensors, in the Euclidean norm."""
     apart = np.concatenate([(mine[name].astype(np.float64) - exact[name]).ravel() for name in exact])
     moved = np.concatenate([(exact[name].astype(np.float64) - start[name]).ravel() for name in exact])

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fmnist_torch.data import Dataset, load_dataset
+from fmnist.data import Dataset, load_dataset
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def dataset(own_cache: Path) -> Dataset:
 @pytest.fixture(scope="session")
 def source(dataset: Dataset) -> Path:
     """The folder that FashionMNIST was found in, below it `FashionMNIST/raw/*.gz`."""
-    from fmnist_torch.data import find_folder
+    from fmnist.data import find_folder
 
     folder = find_folder()
     assert folder is not None

@@ -19,8 +19,8 @@ from benchmarks import machine, measure, post, raw, report
 from benchmarks.figures import overhead_end, ratios, spread
 from benchmarks.picture import draw
 from benchmarks.sides import SIDES, Environment
-from fmnist_torch.data import Dataset
-from fmnist_torch.errors import Failure
+from fmnist.command import Failure
+from fmnist.data import Dataset
 from tests.conftest import command
 
 NAMES = [side.name for side in SIDES]
@@ -76,7 +76,7 @@ def test_ratios_are_taken_round_by_round() -> None:
         rounds=3,
         epochs=20,
         steady_steps=938,
-        whole_processes={side: [measure.Run(each, each, 2**28) for each in rounds[side]] for side in rounds},
+        whole_processes={side: [measure.Usage(each, each, 2**28) for each in rounds[side]] for side in rounds},
         steady_state={side: measure.Epochs(rounds[side], None, cpu) for side in rounds},
         growth={"width": {side: [measure.Point(size, 9, [1e-4]) for size in (1, 4)] for side in rounds}},
     )

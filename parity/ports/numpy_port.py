@@ -4,8 +4,7 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array, Formulas, State
 
@@ -13,7 +12,7 @@ from parity.formulas import RIGHT, Array, Formulas, State
 def numpy_port(formulas_: Formulas = RIGHT, **functions: Any) -> Any:
     """The formulas as a port, in the dtype of its tensors: a right one, apart from what is replaced."""
 
-    def start(tensors: Tensors, experiment: Experiment) -> State:
+    def start(tensors: StateDict, experiment: Experiment) -> State:
         return formulas.start(tensors, experiment)
 
     def logits(state: State, images: Array) -> Array:
@@ -22,7 +21,7 @@ def numpy_port(formulas_: Formulas = RIGHT, **functions: Any) -> Any:
     def loss(state: State, images: Array, labels: Array) -> float:
         return float(formulas.loss(formulas_, state.tensors, images, labels, state.experiment))
 
-    def gradients(state: State, images: Array, labels: Array) -> Tensors:
+    def gradients(state: State, images: Array, labels: Array) -> StateDict:
         return formulas.gradients(formulas_, state.tensors, images, labels, state.experiment)
 
     right = {

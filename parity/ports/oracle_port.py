@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
+from fmnist.experiment import Experiment, StateDict
 from parity import formulas
 from parity.formulas import RIGHT, Array, State
 
@@ -14,11 +13,11 @@ def decode(images: Array) -> Array:
     return RIGHT.decode(images)
 
 
-def start(tensors: Tensors, experiment: Experiment) -> State:
+def start(tensors: StateDict, experiment: Experiment) -> State:
     return formulas.start({name: tensor.astype(np.float64) for name, tensor in tensors.items()}, experiment)
 
 
-def tensors(state: State) -> Tensors:
+def tensors(state: State) -> StateDict:
     return {name: tensor.copy() for name, tensor in state.tensors.items()}
 
 
@@ -30,7 +29,7 @@ def loss(state: State, images: Array, labels: Array) -> float:
     return float(formulas.loss(RIGHT, state.tensors, images, labels, state.experiment))
 
 
-def gradients(state: State, images: Array, labels: Array) -> Tensors:
+def gradients(state: State, images: Array, labels: Array) -> StateDict:
     return formulas.gradients(RIGHT, state.tensors, images, labels, state.experiment)
 
 

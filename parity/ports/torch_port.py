@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fmnist import metrics
+from fmnist.experiment import Experiment, StateDict
 from fmnist_torch import model, train
-from fmnist_torch.checkpoints import Tensors
-from fmnist_torch.experiment import Experiment
 from fmnist_torch.model import ShallowNetwork
 from parity.port import Array
 
@@ -24,7 +24,7 @@ def use_device(name: str) -> None:
     torch.set_default_device(train.find_device(name))
 
 
-def init(experiment: Experiment) -> Tensors:
+def init(experiment: Experiment) -> StateDict:
     with torch.device("cpu"):
         return _numpy(model.init(experiment).state_dict())
 
@@ -34,14 +34,14 @@ def decode(images: Array) -> Array:
     return pixels
 
 
-def start(tensors: Tensors, experiment: Experiment) -> State:
+def start(tensors: StateDict, experiment: Experiment) -> State:
     parameters = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
     network = ShallowNetwork(experiment).to(next(iter(parameters.values())).dtype)
     network.load_state_dict(parameters)
     return State(network, torch.optim.SGD(network.parameters(), lr=experiment.lr), experiment)
 
 
-def tensors(state: State) -> Tensors:
+def tensors(state: State) -> StateDict:
     return _numpy(state.network.state_dict())
 
 
@@ -56,7 +56,7 @@ def loss(state: State, images: Array, labels: Array) -> float:
     return cross_entropy(state.network(_pixels(state, images)), torch.tensor(labels)).item()
 
 
-def gradients(state: State, images: Array, labels: Array) -> Tensors:
+def gradients(state: State, images: Array, labels: Array) -> StateDict:
     loss = cross_entropy(state.network(_pixels(state, images)), torch.tensor(labels))
     slopes = torch.autograd.grad(loss, list(state.network.parameters()))
     return _numpy(dict(zip(state.network.state_dict(), slopes, strict=True)))
@@ -76,7 +76,7 @@ def train_epoch(state: State, images: Array, labels: Array) -> tuple[State, Arra
 def evaluate(state: State, images: Array, labels: Array) -> tuple[float, float]:
     batch = _pixels(state, images), torch.tensor(labels)
     correct, losses = train.evaluate(state.network, *batch, state.experiment.batch_size)
-    return correct.item() / len(labels), losses.double().mean().item()
+    return float(metrics.accuracy(correct.cpu(), len(labels))), float(metrics.average_loss(losses.cpu()))
 
 
 def _pixels(state: State, images: Array) -> Tensor:
@@ -84,5 +84,5 @@ def _pixels(state: State, images: Array) -> Tensor:
     return train.decode(images, torch.get_default_device()).to(dtype)
 
 
-def _numpy(named: dict[str, Tensor]) -> Tensors:
+def _numpy(named: dict[str, Tensor]) -> StateDict:
     return {name: tensor.numpy(force=True).copy() for name, tensor in named.items()}

@@ -1,0 +1,1 @@
+"""The task that both programs do: its experiment, its data, and what a run leaves behind."""

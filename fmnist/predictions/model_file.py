@@ -1,0 +1,63 @@
+"""Trained parameters from a file, whoever wrote it."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from fmnist.command import UsageError
+from fmnist.experiment import CLASSES, PIXELS, Experiment, StateDict
+from fmnist.files import read_file
+from fmnist.runs.checkpoints import MOST_BYTES
+from fmnist.signatures import kind_of
+
+EXPECTED = "expected a safetensors file of linear layers from 784 to 10, such as a trainer's model.safetensors"
+
+
+def read_model(path: Path) -> tuple[Experiment, StateDict]:
+    """The parameters in a safetensors file, `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …
+
+    Layers may have any names, as in any `state_dict` of linear layers with biases; they stand in the order of the
+    numbers in them. The experiment is that of the widths, all else as usual. A trainer's own file carries its SHA-256,
+    which has to be right.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        content = read_file(path, MOST_BYTES)
+        kind_of(content)
+        return _layers(load(content))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; {EXPECTED}") from None
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{path}: {str(error)[:200] or 'damaged'}; {EXPECTED}") from None
+
+
+def _layers(state_dict: StateDict) -> tuple[Experiment, StateDict]:
+    names = sorted((name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")), key=_by_numbers)
+    if {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} != state_dict.keys():
+        raise ValueError(f"it holds {', '.join(sorted(state_dict)[:8]) or 'nothing'}")
+    found: StateDict = {}
+    widths = [PIXELS]
+    for layer, name in enumerate(names, 1):
+        weight, bias = state_dict[f"{name}.weight"], state_dict[f"{name}.bias"]
+        if weight.ndim != 2 or weight.shape[1] != widths[-1] or bias.shape != weight.shape[:1]:
+            raise ValueError(f"{name} has weights {weight.shape} and biases {bias.shape} after {widths[-1]} values")
+        widths.append(len(weight))
+        found[f"fc{layer}.weight"], found[f"fc{layer}.bias"] = weight, bias
+    if widths[-1] != CLASSES or len(widths) < 3:
+        raise ValueError(f"its layers have widths {'-'.join(map(str, widths))}")
+    for name, tensor in found.items():
+        if tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+            raise ValueError(f"{name} is {tensor.dtype}, or holds values that are not finite")
+    return Experiment(hidden=tuple(widths[1:-1])), {name: tensor.astype(np.float32) for name, tensor in found.items()}
+
+
+def _by_numbers(name: str) -> list[int | str]:
+    """`fc10` comes after `fc2`."""
+    parts = re.split(r"(\d+)", name)
+    return list(itertools.chain(*zip(parts[::2], map(int, [*parts[1::2], 0]), strict=True)))

@@ -1,0 +1,1 @@
+"""The post's lessons against many seeds."""

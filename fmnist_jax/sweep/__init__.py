@@ -1,0 +1,1 @@
+"""Many models trained at once, on all devices and in several processes."""

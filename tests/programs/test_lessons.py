@@ -1,0 +1,123 @@
+"""`python -m fmnist_jax.lessons`: verdicts that follow the figures."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist.data import Dataset
+from fmnist_jax.lessons import claims, report
+from fmnist_jax.lessons.claims import Claim, Observations
+from fmnist_jax.lessons.latency import Timing
+from tests.conftest import command
+
+SEEDS = 20
+CPU = [Timing("cpu:0", 16, 64, 0.05), Timing("cpu:0", 1024, 64, 1.6)]
+
+
+def seeds_around(percent: float, spread: float = 1.0) -> np.ndarray:
+    return percent + spread * np.linspace(-1, 1, SEEDS)
+
+
+def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Observations:
+    """What the post would have seen, but for some percents by network and epoch, e.g. `u16_e20`."""
+    seen = {"u4_e5": 39, "s4_e5": 19, "u16_e5": 65, "u32_e5": 65.5, "u16_e10": 71, "u16_e20": 79.6, "u16_e40": 81.5}
+    percents = (
+        {name: seeds_around(percent) for name, percent in seen.items()} | {"u16x16_e20": seeds_around(78)} | after
+    )
+    networks: dict[str, tuple[tuple[int, ...], bool, int]] = {
+        "u4": ((4,), False, 5),
+        "s4": ((4,), True, 5),
+        "u16": ((16,), False, 40),
+        "u32": ((32,), False, 5),
+        "u16x16": ((16, 16), False, 20),
+    }
+    accuracy = {}
+    for network, (hidden, softmax_output, epochs) in networks.items():
+        accuracy[hidden, softmax_output] = np.full((SEEDS, epochs), 10.0)
+        for name, values in percents.items():
+            if name.startswith(f"{network}_e"):
+                accuracy[hidden, softmax_output][:, int(name.partition("_e")[2]) - 1] = values
+    return Observations(list(range(SEEDS)), accuracy, timings)
+
+
+def verdict(number: int, timings: list[Timing] = CPU, **after: np.ndarray) -> str:
+    return claims.conclude(results(timings, **after))[number - 1].verdict
+
+
+def test_the_post_s_own_numbers_hold() -> None:
+    for number in (1, 2, 3, 4, 6):
+        assert verdict(number) == "holds", number
+
+
+@pytest.mark.parametrize(
+    ("number", "after", "words"),
+    [
+        (1, {"s4_e5": seeds_around(39)}, "does not hold"),
+        (1, {"u4_e5": seeds_around(60)}, "does not hold"),
+        (2, {"u16_e5": seeds_around(60)}, "does not hold"),
+        (2, {"u32_e5": seeds_around(66.5)}, "does not hold"),
+        (2, {"u32_e5": seeds_around(65.9)[::-1]}, "holds in the mean, but"),
+        (3, {"u16_e20": seeds_around(77.5)}, "71 % is within the seeds' range; 79.6 % is above all 20 seeds"),
+        (3, {"u16_e10": seeds_around(75)}, "71 % is below all 20 seeds; 79.6 % is within the seeds' range"),
+        (4, {"u16_e20": seeds_around(77.5)}, "holds, but no seed gets there in the post's 20 epochs"),
+        (4, {"u16_e20": seeds_around(77.5), "u16_e40": seeds_around(80)}, "does not hold for every seed"),
+        (6, {"u16x16_e20": seeds_around(74)}, "holds; 78 % is above all 20 seeds"),
+        (6, {"u16x16_e20": seeds_around(82)}, "does not hold; 78 % is below all 20 seeds"),
+    ],
+)
+def test_other_numbers_get_another_verdict(number: int, after: dict[str, np.ndarray], words: str) -> None:
+    assert verdict(number, CPU, **after).startswith(words)
+
+
+def test_an_accelerator_is_judged_where_there_is_one() -> None:
+    assert verdict(5) == "not tried: no accelerator here"
+    assert verdict(5, [*CPU, Timing("cuda:0", 16, 64, 0.06)]) == "holds"
+    assert verdict(5, [*CPU, Timing("cuda:0", 16, 64, 0.01)]) == "does not hold"
+
+
+def test_a_claim_counts_who_reaches_it() -> None:
+    claim = Claim("", 3, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert claim.reached == 2
+    assert claim.place == "within the seeds' range"
+    assert Claim("", 4.5, claim.ours).place == "above all 4 seeds"
+    assert Claim("", 0.5, claim.ours).place == "below all 4 seeds"
+
+
+def test_the_table_has_every_number_and_verdict() -> None:
+    lines = report.table(claims.conclude(results(u16_e20=seeds_around(77.5))))
+    assert "3       16 units, 20 epochs                 79.6  77.50 ±  0.62   76.50–78.50      0/20" in lines
+    assert sum(line.startswith("lesson ") for line in lines) == 1 + 6
+
+
+def test_three_seeds_end_to_end(dataset: Dataset, tmp_path: Path) -> None:
+    done = command("fmnist_jax.lessons", "--seeds", "0-1", "7", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "lessons.json").read_text())
+    assert [lesson["lesson"] for lesson in found["lessons"]] == [1, 2, 3, 4, 5, 6]
+    twenty = found["lessons"][2]["claims"][1]
+    assert len(twenty["ours"]) == 3
+    # What `fmnist_jax.train --seed 0` reports after 20 epochs.
+    assert twenty["ours"][0] == pytest.approx(77.6, abs=0.1)
+    timed = {(timing["width"], timing["batch_size"]) for timing in found["timings"]}
+    assert timed >= {(16, 64), (4096, 64), (16, 4096)}
+    assert (tmp_path / "lessons.png").read_bytes().startswith(b"\x89PNG")
+    assert "lesson 4: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--seeds", "--seeds without a value"),
+        ("--seeds 1 2", "--seeds 1 2: expected at least 3 whole numbers"),
+        ("--seeds 1 2 1", "--seeds 1: given 2 times"),
+        ("--seeds x", "--seeds x: expected"),
+        ("--output pyproject.toml", "pyproject.toml: not a folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments: str, words: str, dataset: Dataset) -> None:
+    done = command("fmnist_jax.lessons", *arguments.split())
+    assert done.returncode == 2
+    assert re.fullmatch(rf"fmnist_jax\.lessons: .*{words}.*\n", done.stderr)
