@@ -22,7 +22,7 @@ CALLS: dict[Call, str] = {
     "init": "state/NAME: every tensor of a fresh state drawn from `seed`",
     "outputs": "outputs/NAME: what the network returns for batches[0], in `train` or evaluation mode",
     "value_and_grad": "loss ()  and gradients/NAME of batches[0], in training mode, of every parameter",
-    "train_steps": "for t = 1, 2, … one train_step a batch: loss/t () from before the update, and state/t/NAME after it; "
+    "train_steps": "for t = 1, 2, … one train_step a batch: loss/t () from before the update, state/t/NAME after it; "
     "then outputs/NAME of batches[0] in evaluation mode after all of them",
     "train_epoch": "losses (steps,) and state/NAME after all batches in order",
     "evaluate": "every number that the program reports over all batches, by name: evaluate/NAME",

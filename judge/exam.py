@@ -1,14 +1,28 @@
 """The one page: ask everybody the same cases, compare, explain."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .cases import Case
+from .cases_file import Answers, Recording
 from .errors import PortError
-from .reference.asked import Asked, Sitting
+from .reference.asked import Sitting
 from .reference.program import Reference
 from .variations import cases
-from .verdict.comparison import STAGES, Comparison, Verdict, compare, measured
+from .verdict.comparison import (
+    STAGES,
+    STAGES_OF,
+    Comparison,
+    Explanation,
+    Measured,
+    Paper,
+    Verdict,
+    broken,
+    compare,
+    measured,
+)
+from .verdict.explanation import explain
 
 Progress = Callable[[str], None]
 
@@ -22,14 +36,16 @@ def judge(
     quick: bool = False,
     precision: str = "float32",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda line: None,
 ) -> Verdict:
     """Whether a port does what the reference does, up to rounding; if not, where it first does not, and why.
+
+    A mistake that explains all of a stage's difference is taken into the reference, and the rest is judged again.
 
     Args:
         port: whatever offers `describe()` and `answer(case)`: a process, an object, a file of answers.
         stages: those of `STAGES` that are judged; all by default.
-        keep_going: judge later stages, too, where one has failed.
+        keep_going: judge later stages, too, where one has failed and nothing explains it.
         quick: fewer cases.
         precision: float32, or what the reference and the port compute in on purpose: bfloat16, float16, tf32.
         seed: of the states that cases start from.
@@ -37,57 +53,163 @@ def judge(
     """
     offers = port.describe()
     sitting = Sitting.of(reference, offers, precision)
-    wanted = set(stages or STAGES)
+    wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    asked = (
+        case for case in cases(sitting.program, seed, quick, sitting.float64) if set(STAGES_OF[case.call]) & set(wanted)
+    )
     compared: list[Comparison] = []
-    for case in cases(sitting.program, seed, quick, sitting.float64):
-        if not wanted & set(STAGES_OF[case.call]) or (not keep_going and _failed_before(case, compared)):
-            continue
-        if progress is not None:
+    explanations: list[tuple[Explanation, ...]] = []
+    for _, group in itertools.groupby(asked, key=lambda case: case.call):
+        answered = []
+        for case in group:
             progress(f"{case.call}: {case.name}")
-        asked = sitting.ask(case)
-        if asked is not None:
-            compared += [one for one in _compared(asked, port, sitting) if one.stage in wanted]
-    compared.sort(key=lambda one: STAGES.index(one.stage))
-    first = next((one.stage for one in compared if not one.passes), None)
-    if first is not None and not keep_going:
-        compared = [one for one in compared if STAGES.index(one.stage) <= STAGES.index(first)]
+            if (question := sitting.ask(case)) is not None:
+                answered.append((question, _answer(port, case, sitting.program.parameters)))
+        found = _compared(answered, wanted)
+        while not all(one.passes for one in found):
+            progress("looking for what explains it")
+            explained = explain(sitting, answered, found, progress)
+            if explained is None:
+                break
+            # What is explained is told once, as it was; what is left is judged beside the reference that has it, too.
+            compared += [one for one in found if not one.passes]
+            explanations.append(explained.said)
+            sitting = sitting.rewritten(explained.rewrite)
+            answered = [
+                (again, given) for question, given in answered if (again := sitting.ask(question.case)) is not None
+            ]
+            found = _compared(answered, wanted)
+        compared += found
+        if not all(one.passes for one in found) and not keep_going:
+            break
     return Verdict(
         reference.name,
-        offers.get("port", "the port"),
-        tuple(compared),
-        (),
-        sitting.not_judged(wanted, first),
+        str(offers.get("port", "the port")),
+        _told(compared, keep_going),
+        tuple(explanations),
+        sitting.not_judged(wanted),
         sitting.notes(),
         sitting.places(compared),
     )
 
 
-STAGES_OF = {
-    "load": ("load",),
-    "init": ("init",),
-    "outputs": ("outputs",),
-    "value_and_grad": ("loss", "gradients"),
-    "train_steps": ("step", "steps", "state"),
-    "train_epoch": ("epoch",),
-    "evaluate": ("evaluate",),
-}
+def record(
+    reference: Reference,
+    *,
+    dropout: str = "off",
+    stages: Sequence[str] | None = None,
+    quick: bool = False,
+    precision: str = "float32",
+    seed: int = 0,
+    progress: Progress = lambda line: None,
+) -> Recording:
+    """The exam on paper: cases, what is expected, and what rounding allows, for a port that sits it elsewhere."""
+    offers = {"port": "a port", "offers": ["init", "train_epoch", "evaluate"], "float64": True, "dropout": dropout}
+    sitting = Sitting.of(reference, offers, precision)
+    asked = []
+    for case in cases(sitting.program, seed, quick, sitting.float64):
+        if _is_wanted(case, stages or STAGES):
+            progress(f"{case.call}: {case.name}")
+            if (question := sitting.ask(case)) is not None:
+                asked.append((case, question.paper().as_answers()))
+    about = {
+        "reference": reference.name,
+        "dropout": dropout,
+        "quick": quick,
+        "precision": precision,
+        "seed": seed,
+        "parameters": sorted(sitting.program.parameters),
+        "not_judged": list(sitting.dropped),
+        "notes": list(sitting.notes()),
+        "places": sitting.all_places(),
+    }
+    return Recording(about, tuple(asked))
 
 
-def _failed_before(case: Case, compared: list[Comparison]) -> bool:
-    """Whether something failed at a stage that comes before all of the case's."""
-    order = [STAGES.index(one.stage) for one in compared if not one.passes]
-    return bool(order) and min(order) < STAGES.index(STAGES_OF[case.call][0])
+def replay(
+    recording: Recording,
+    answers: Answers,
+    reference: Reference | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    keep_going: bool = False,
+    progress: Progress = lambda line: None,
+) -> Verdict:
+    """The verdict on the answers to a recorded exam.
+
+    Args:
+        reference: the one that was recorded: the verdict is then that of `judge`, to the byte. Without it, as where
+            there is no torch, what rounding allows is what was recorded, and a failure is neither asked again nor
+            explained.
+    """
+    about = recording.about
+    if reference is not None:
+        asked = {name: about[name] for name in ("quick", "precision", "seed")}
+        return judge(reference, answers, stages=stages, keep_going=keep_going, progress=progress, **asked)
+    offers = answers.describe()
+    wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    compared: list[Comparison] = []
+    for _, group in itertools.groupby(recording.asked, key=lambda one: one[0].call):
+        answered = [
+            (Paper.of(case, said), _answer(answers, case, frozenset(about["parameters"])))
+            for case, said in group
+            if _offered(case, offers) and _is_wanted(case, wanted)
+        ]
+        found = _compared(answered, wanted)
+        compared += found
+        if not all(one.passes for one in found) and not keep_going:
+            break
+    failing = {one.quantity.rpartition("/")[2] for one in compared if not one.passes}
+    return Verdict(
+        about["reference"],
+        str(offers.get("port", "the port")),
+        _told(compared, keep_going),
+        (),
+        tuple(about["not_judged"]),
+        (*about["notes"], "judged by what was recorded: a failure was neither asked again nor explained"),
+        {name: place for name, place in about["places"].items() if name in failing},
+    )
 
 
-def _compared(asked: Asked, port: Any, sitting: Sitting) -> list[Comparison]:
-    """A case's comparisons; where they say "too far", rounding is tried more often before it is called so."""
-    case = asked.case
+def _is_wanted(case: Case, stages: Sequence[str]) -> bool:
+    return not set(STAGES_OF[case.call]).isdisjoint(stages)
+
+
+def _answer(port: Any, case: Case, parameters: frozenset[str]) -> Measured | PortError:
     try:
-        actual = measured(case, port.answer(case), sitting.program.parameters)
+        return measured(case, port.answer(case), parameters)
     except PortError as error:
-        stage = STAGES_OF[case.call][0]
-        return [Comparison(stage, case.name, case.call, 0, float("inf"), None, wrong=str(error))]
-    compared = compare(case, asked.expected, asked.tolerances(), asked.own, actual)
-    while any(one.wrong is None and not one.passes for one in compared) and asked.more():
-        compared = compare(case, asked.expected, asked.tolerances(), asked.own, actual)
+        return error
+
+
+def _offered(case: Case, offers: Mapping[str, Any]) -> bool:
+    optional = case.call not in ("init", "train_epoch", "evaluate") or case.call in offers.get("offers", ())
+    return optional and (case.dtype.itemsize == 4 or bool(offers.get("float64", True)))
+
+
+def _compared(answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequence[str]) -> list[Comparison]:
+    """Everything compared; where the first failure says "too far", rounding is tried more often before it is said."""
+    compared: list[Comparison] = []
+    for asked, actual in answered:
+        if isinstance(actual, PortError):
+            stage = next(stage for stage in STAGES_OF[asked.case.call] if stage in wanted)
+            compared.append(broken(asked.case, stage, actual))
+            continue
+        found = compare(asked, actual)
+        while _failing(found, wanted) and not _failing(compared, wanted) and asked.more():
+            found = compare(asked, actual)
+        compared += [one for one in found if one.stage in wanted]
     return compared
+
+
+def _failing(compared: Iterable[Comparison], wanted: Sequence[str]) -> list[Comparison]:
+    """Values that are too far; what cannot be compared at all is no question of rounding."""
+    return [one for one in compared if one.stage in wanted and one.wrong is None and not one.passes]
+
+
+def _told(compared: list[Comparison], keep_going: bool) -> tuple[Comparison, ...]:
+    """In order of stages; up to the first that failed, unless all were asked for."""
+    compared = sorted(compared, key=lambda one: STAGES.index(one.stage))
+    last = max((STAGES.index(one.stage) for one in compared if one.passes), default=0)
+    first = min((STAGES.index(one.stage) for one in compared if not one.passes), default=last)
+    return tuple(compared) if keep_going else tuple(one for one in compared if STAGES.index(one.stage) <= first)

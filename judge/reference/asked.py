@@ -1,8 +1,7 @@
 """A reference that sits the exam: what is expected of each case, and what rounding allows."""
 
 import inspect
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from ..cases import Case, Tensors
 from ..errors import UsageError
 from ..variations import Program
-from ..verdict.comparison import FACTOR, Comparison, Measured, measured, tolerances
+from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
 from .dropout import Kept, Off, without_chance
 from .program import Reference, answer, fresh
 from .rounding import EXACTLY, Rounding
@@ -24,7 +23,7 @@ RUNS, MOST_RUNS = 6, 64
 
 
 @dataclass
-class Asked:
+class Question:
     """A case that the reference has answered."""
 
     case: Case
@@ -33,12 +32,16 @@ class Asked:
     """In the reference's own precision; None for cases in float64."""
     sitting: "Sitting"
     runs: list[Measured] = field(default_factory=list)
+    _allowed: tuple[int, Tensors] | None = None
 
     def tolerances(self) -> Tensors:
         """By quantity."""
         if not self.runs:
             self._run(RUNS)
-        return tolerances(self.expected, self.runs, self.own, FACTOR if self.case.dtype == np.float32 else 1.0)
+        if self._allowed is None or self._allowed[0] != len(self.runs):
+            factor = FACTOR if self.case.dtype == np.float32 else 1.0
+            self._allowed = len(self.runs), tolerances(self.expected, self.runs, self.own, factor)
+        return self._allowed[1]
 
     def more(self) -> bool:
         """Try rounding more often; whether it was not tried often enough already."""
@@ -46,6 +49,10 @@ class Asked:
             return False
         self._run(MOST_RUNS if len(self.runs) > RUNS else 3 * RUNS)
         return True
+
+    def paper(self) -> Paper:
+        """All of it as it can be recorded."""
+        return Paper(self.case, self.expected, self.own, self.tolerances())
 
     def _run(self, count: int) -> None:
         for run in range(len(self.runs) + 1, count + 1):
@@ -79,19 +86,16 @@ class Sitting:
         product = 2.0**-11 if self.precision == "tf32" else None
         return Rounding(run, narrow=case.dtype == np.float32, product=product)
 
-    def answer(self, case: Case, rounding: Rounding | None, rewrite: Any = None) -> Measured:
-        """What the reference says to a case, or the reference rewritten."""
+    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+        """What the reference says to a case."""
+        chance = Kept if self.offers.get("dropout") == "kept" else Off
+        return measured(case, answer(self.reference, case, rounding, chance), self.program.parameters)
 
-        @contextmanager
-        def changed() -> Any:
-            with Kept() if self.offers.get("dropout") == "kept" else Off(), ExitStack() as stack:
-                if rewrite is not None:
-                    stack.enter_context(rewrite())
-                yield
+    def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
+        """The same exam for another reference: one with a mistake that the port was found to make."""
+        return replace(self, reference=rewrite(self.reference))
 
-        return measured(case, answer(self.reference, case, rounding, changed), self.program.parameters)
-
-    def ask(self, case: Case) -> Asked | None:
+    def ask(self, case: Case) -> Question | None:
         """The case with what is expected of it; None where the reference itself raises or overflows."""
         try:
             expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
@@ -99,22 +103,21 @@ class Sitting:
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             self.dropped.append(f"{case.call}, {case.name}: the reference raises {type(error).__name__}: {error}")
             return None
-        for name, (_, values) in expected.items():
+        for name, values in expected.items():
             finite = np.isfinite(values)
-            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name][1]) == finite).all():
+            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name]) == finite).all():
                 self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
                 return None
-        return Asked(case, expected, own, self)
+        return Question(case, expected, own, self)
 
-    def not_judged(self, wanted: Iterable[str], failed: str | None) -> tuple[str, ...]:
+    def not_judged(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """What was not asked, and why."""
-        said = [
-            f"{stage}: the port offers no {name}"
-            if getattr(self.reference, name)
-            else f"{stage}: the reference has no {name}"
-            for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate"))
-            if stage in wanted and not (getattr(self.reference, name) and name in self.offers.get("offers", ()))
-        ]
+        said = []
+        for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate")):
+            if stage in wanted and not getattr(self.reference, name):
+                said.append(f"{stage}: the reference has no {name}")
+            elif stage in wanted and name not in self.offers.get("offers", ()):
+                said.append(f"{stage}: the port offers no {name}")
         if not self.float64:
             said.append("float64: the port computes in float32 only")
         return (*said, *self.dropped)
@@ -131,6 +134,10 @@ class Sitting:
             for one in compared
             if not one.passes and (name := one.quantity.rpartition("/")[2]) and (place := place_of(module, name))
         }
+
+    def all_places(self) -> dict[str, str]:
+        """Where the module of every tensor is written."""
+        return {name: place for name in self.program.state if (place := place_of(self._module, name))}
 
     @cached_property
     def _module(self) -> nn.Module:

@@ -35,7 +35,7 @@ class Reference:
     clip: Callable[[Any], None] | None = None
     """`clip(module)`: called between backward and the optimizer's step."""
     train_epoch: Callable[[Any, torch.optim.Optimizer, list[TorchBatch]], Tensor] | None = None
-    """`train_epoch(module, optimizer, batches)`: updates the module; the losses `(steps,)`, each from before its update."""
+    """`train_epoch(module, optimizer, batches)`: updates it; the losses `(steps,)`, each from before its update."""
     evaluate: Callable[[Any, list[TorchBatch]], Mapping[str, Any]] | None = None
     """`evaluate(module, batches)`: the numbers that the program reports, by name."""
     init: Callable[[int], nn.Module] | None = None

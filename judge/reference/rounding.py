@@ -7,7 +7,6 @@ the program would have seen.
 
 import contextlib
 import functools
-import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -227,7 +226,11 @@ def _known(func: Any) -> _Known:
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
     """A value, or the values of a list, under a function."""
     if isinstance(value, (list, tuple)):
-        return type(value)([function(item) for item in value]) if type(value) in (list, tuple) else tuple(map(function, value))
+        return (
+            type(value)([function(item) for item in value])
+            if type(value) in (list, tuple)
+            else tuple(map(function, value))
+        )
     return function(value)
 
 

@@ -1,10 +1,12 @@
 """A port's answers beside what is expected, within what rounding allows. NumPy only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from ..cases import Answer, Array, Case, Tensors
+from ..cases import Answer, Array, Call, Case, Tensors
 
 
 @dataclass(frozen=True)
@@ -81,36 +83,88 @@ FACTOR = 16.0
 SHARE = 0.3
 """Of a tensor's mean error, granted to each of its values: K runs leave some of them untouched by chance."""
 
-Measured = dict[str, tuple[str, Array]]
-"""Quantity → the stage it belongs to, and its values."""
+Measured = dict[str, Array]
+"""Quantity → its values."""
 
 STAGES = ("load", "init", "outputs", "loss", "gradients", "step", "steps", "state", "epoch", "evaluate")
 
+STAGES_OF: dict[Call, tuple[str, ...]] = {
+    "load": ("load",),
+    "init": ("init",),
+    "outputs": ("outputs",),
+    "value_and_grad": ("loss", "gradients"),
+    "train_steps": ("step", "steps", "state"),
+    "train_epoch": ("epoch",),
+    "evaluate": ("evaluate",),
+}
+
 
 def measured(case: Case, answer: Answer, parameters: frozenset[str]) -> Measured:
-    """What is compared of an answer: changes of parameters in place of parameters, each quantity at its stage."""
+    """What is compared of an answer: changes of parameters in place of parameters."""
     found: Measured = {}
     before = case.state
     for key, value in answer.items():
         kind, _, name = key.partition("/")
-        if case.call == "train_steps" and kind == "state":
-            step, _, name = name.partition("/")
+        if kind == "state" and case.call in ("train_steps", "train_epoch"):
+            step, _, name = name.partition("/") if case.call == "train_steps" else ("all", "/", name)
             if name in parameters:
-                change = np.asarray(value, np.float64) - before[name]
-                found[f"update/{step}/{name}"] = ("step" if step == "1" else "steps", change)
+                found[f"update/{step}/{name}"] = np.asarray(value, np.float64) - before[name]
             else:
-                found[f"buffer/{step}/{name}"] = ("state", value)
+                found[f"buffer/{step}/{name}"] = value
             before = {**before, name: value}
-        elif case.call == "train_steps":
-            stage = "state" if kind == "outputs" else "step" if key == "loss/1" else "steps"
-            found[key if kind == "loss" else f"after/{name}"] = (stage, value)
-        elif case.call == "train_epoch" and kind == "state":
-            change = value if name not in parameters else np.asarray(value, np.float64) - before[name]
-            found[f"{'update' if name in parameters else 'buffer'}/{name}"] = ("epoch", change)
         else:
-            stages = {"value_and_grad": kind, "train_epoch": "epoch"}
-            found[key] = (stages.get(case.call, case.call), value)
+            found[f"after/{name}" if case.call == "train_steps" and kind == "outputs" else key] = value
     return found
+
+
+def stage_of(call: Call, quantity: str) -> str:
+    """Where a quantity is judged."""
+    kind, _, name = quantity.partition("/")
+    if call == "value_and_grad":
+        return kind
+    if call == "train_steps":
+        return "state" if kind in ("buffer", "after") else "step" if name.partition("/")[0] == "1" else "steps"
+    return STAGES_OF[call][0]
+
+
+class Asked(Protocol):
+    """A case, and what everybody but the port says to it."""
+
+    case: Case
+    expected: Measured
+    own: Measured | None
+    """The reference in its own precision; None for cases in float64."""
+
+    def tolerances(self) -> Tensors:
+        """How far each value may be from what is expected, by quantity."""
+
+    def more(self) -> bool:
+        """Try rounding more often; whether that was still possible."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A case as it was recorded."""
+
+    case: Case
+    expected: Measured
+    own: Measured | None
+    tolerance: Tensors
+
+    @staticmethod
+    def of(case: Case, said: Mapping[str, Answer]) -> "Paper":
+        return Paper(case, said["expected"], said.get("reference"), said["tolerance"])
+
+    def as_answers(self) -> dict[str, Answer]:
+        """What `of` takes."""
+        own = {} if self.own is None else {"reference": self.own}
+        return {"expected": self.expected, "tolerance": self.tolerance, **own}
+
+    def tolerances(self) -> Tensors:
+        return self.tolerance
+
+    def more(self) -> bool:
+        return False
 
 
 def tolerances(expected: Measured, runs: list[Measured], own: Measured | None, factor: float = FACTOR) -> Tensors:
@@ -121,17 +175,20 @@ def tolerances(expected: Measured, runs: list[Measured], own: Measured | None, f
         own: the reference as it computes in its own precision: what it errs by is granted to others.
     """
     allowed: Tensors = {}
-    for quantity, (_, values) in expected.items():
+    for quantity, values in expected.items():
         if values.dtype.kind != "f" or not runs:
             allowed[quantity] = np.zeros(values.shape)
             continue
-        squares = sum(_square(run[quantity][1] - values) for run in runs)
-        spread = np.sqrt(squares / len(runs))
-        mean = float(np.sqrt(np.mean(np.square(spread)))) if spread.size else 0.0
-        if own is not None and own[quantity][1].shape == values.shape and mean:
-            mean = max(mean, float(np.sqrt(np.mean(_square(own[quantity][1] - values)))))
+        spread = np.sqrt(sum(_square(run[quantity] - values) for run in runs) / len(runs))
+        mean = _rms(spread)
+        if own is not None and own[quantity].shape == values.shape and mean:
+            mean = max(mean, _rms(np.sqrt(_square(own[quantity] - values))))
         allowed[quantity] = factor * (spread + SHARE * mean)
     return allowed
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
 
 
 def _square(difference: Array) -> Array:
@@ -139,37 +196,42 @@ def _square(difference: Array) -> Array:
         return np.square(np.nan_to_num(difference, posinf=0, neginf=0))
 
 
-def compare(
-    case: Case, expected: Measured, allowed: Tensors, own: Measured | None, actual: Measured
-) -> list[Comparison]:
+def compare(asked: Asked, actual: Measured) -> list[Comparison]:
     """Every quantity that is expected, beside the port's."""
-    compared = []
-    for quantity, (stage, values) in expected.items():
-        if quantity not in actual:
+    case, allowed, compared = asked.case, asked.tolerances(), []
+    for quantity, values in asked.expected.items():
+        stage, value = stage_of(case.call, quantity), actual.get(quantity)
+        if value is None:
             compared.append(missing(case, stage, quantity, values, actual))
             continue
-        value = actual[quantity][1]
         if value.shape != values.shape:
             wrong = f"has shape {value.shape}, expected {values.shape}"
             compared.append(Comparison(stage, case.name, quantity, values.size, np.inf, None, wrong=wrong))
             continue
-        ratios = _ratios(values, allowed[quantity], value)
-        index = np.unravel_index(int(np.argmax(ratios)), ratios.shape) if ratios.size else ()
-        theirs = None if own is None else float(_ratios(values, allowed[quantity], own[quantity][1]).max(initial=0))
+        found = ratios(values, allowed[quantity], value)
+        index = np.unravel_index(int(np.argmax(found)), found.shape) if found.size else ()
+        theirs = None
+        if asked.own is not None:
+            theirs = float(ratios(values, allowed[quantity], asked.own[quantity]).max(initial=0))
         compared.append(
             Comparison(
                 stage,
                 case.name,
                 quantity,
                 values.size,
-                float(ratios.max(initial=0)),
+                float(found.max(initial=0)),
                 theirs,
                 tuple(int(i) for i in index),
-                *(float(array[index]) if ratios.size else 0.0 for array in (values, value, allowed[quantity])),
-                failing=int((ratios > 1).sum()),
+                *(float(array[index]) if found.size else 0.0 for array in (values, value, allowed[quantity])),
+                failing=int((found > 1).sum()),
             )
         )
     return compared
+
+
+def broken(case: Case, stage: str, error: Exception) -> Comparison:
+    """A case to which the port gave no answer."""
+    return Comparison(stage, case.name, case.call, 0, np.inf, None, wrong=str(error))
 
 
 def missing(case: Case, stage: str, quantity: str, values: Array, actual: Measured) -> Comparison:
@@ -180,7 +242,7 @@ def missing(case: Case, stage: str, quantity: str, values: Array, actual: Measur
     return Comparison(stage, case.name, quantity, values.size, np.inf, None, wrong=wrong)
 
 
-def _ratios(expected: Array, allowed: Array, actual: Array) -> Array:
+def ratios(expected: Array, allowed: Array, actual: Array) -> Array:
     """|actual - expected| / tolerance, of each value; 0 where equal, infinity where equality is missed."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         same = (actual == expected) | (np.isnan(actual.astype(np.float64)) & np.isnan(expected.astype(np.float64)))
