@@ -63,8 +63,7 @@ def answer(port: Any, case: Case) -> Answer:
             or wrote into what it had been given or had returned.
     """
     asked = _Asked(port, case)
-    # A port's numbers may overflow, and it may have told NumPy to raise where they do.
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # also, what a port tells NumPy of overflows stays with it
         found = _CALLS[case.call](asked)
         asked.check_untouched()
     return found

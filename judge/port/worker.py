@@ -8,6 +8,8 @@ import faulthandler
 import os
 import struct
 import sys
+import threading
+import time
 from typing import Any
 
 from ..cases_file import case_of, pack, unpack
@@ -41,10 +43,18 @@ def main(asked: str, answered: str, spec: str) -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
+    threading.Thread(target=_end_with_the_judge, args=(os.getppid(),), daemon=True).start()
     try:
         _answer_all(requests, replies, spec)
     except OSError as error:
         sys.exit(f"the port closed the pipe that the exam uses: {error.strerror}")
+
+
+def _end_with_the_judge(judge: int) -> None:
+    """A judge that was killed cannot end a port that hangs."""
+    while os.getppid() == judge:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _answer_all(requests: int, replies: int, spec: str) -> None:

@@ -95,6 +95,12 @@ HOSTILE = {
         "return right(*arguments)",
         "train_steps: the port wrote into the pipe that the exam uses",
     ),
+    "forged answer": (
+        "import os, struct\nfrom judge.cases_file import pack\nforged = pack({'answer': {'loss/1': np.ones(())}})\n"
+        "for at in range(3, 30):\n    try: os.write(at, struct.pack('<16sQ', b'', len(forged)) + forged)\n"
+        "    except OSError: pass\ntime = __import__('time'); time.sleep(9)",
+        "train_steps: the port wrote into the pipe that the exam uses",
+    ),
     "fork": (
         "import os\nif os.fork() == 0:\n    import time; time.sleep(60)\nos._exit(0)",
         "train_steps: the port ended its own process with exit code 0",
@@ -295,10 +301,12 @@ def test_after_a_crash_the_next_case_is_answered_afresh(port_file: Path) -> None
 
 
 def test_nothing_runs_on_after_the_exam(port_file: Path) -> None:
+    orphan = port_file.with_name("orphan")
     broken(
         port_file,
         "outputs",
         "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])\n"
+        f"subprocess.run(['sh', '-c', 'sleep 99 & echo $! > {orphan}'])\n"
         "return right(*arguments)",
     )
     before = psutil.Process().children(recursive=True)
@@ -308,6 +316,27 @@ def test_nothing_runs_on_after_the_exam(port_file: Path) -> None:
         assert len(children) >= 2
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not [one.cmdline() for one in alive]
+    assert (
+        not psutil.pid_exists(int(orphan.read_text())) or psutil.Process(int(orphan.read_text())).status() == "zombie"
+    )
+
+
+def test_a_port_that_hangs_ends_with_a_judge_that_was_killed(port_file: Path) -> None:
+    broken(port_file, "outputs", "while True: pass")
+    code = (
+        "from judge.port.process import PortProcess; from tests.judge import linear\n"
+        f"with PortProcess({str(port_file)!r}) as port: port.answer(linear.case('outputs'))"
+    )
+    judge = psutil.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    end = time.monotonic() + 20
+    while not judge.children() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    ports = judge.children()
+    judge.kill()
+    judge.wait()
+    assert ports
+    assert psutil.wait_procs(ports, 10)[1] == []
 
 
 def test_only_numpy_is_needed_and_nothing_of_ours_leaks_in(port_file: Path, tmp_path: Path) -> None:
@@ -336,12 +365,12 @@ def test_only_numpy_is_needed_and_nothing_of_ours_leaks_in(port_file: Path, tmp_
             assert port.answer(case)
 
 
-def test_a_port_can_be_an_object_in_this_process(port_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Loud:
-        def __getattr__(self, name: str) -> object:
-            print("agrees: all")
-            return getattr(find(str(port_file)).port, name)
-
-    answer: Answer = Held(Loud()).answer(linear.case("value_and_grad"))
+def test_a_port_in_this_process_neither_prints_nor_changes_how_numpy_takes_overflows(
+    port_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(port_file, "value_and_grad", "print('agrees: all'); np.seterr(all='raise'); return right(*arguments)")
+    before = np.geterr()
+    answer: Answer = Held(find(str(port_file)).port).answer(linear.case("value_and_grad"))
     assert list(answer) == ["loss", "gradients/fc.weight", "gradients/fc.bias"]
-    assert "agrees" not in capsys.readouterr().out.split("\n", 40)[-1]
+    assert np.geterr() == before
+    assert capsys.readouterr().out == ""
