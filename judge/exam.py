@@ -44,8 +44,8 @@ def judge(
     A mistake that explains all of a stage's difference is taken into the reference, and the rest is judged again.
 
     Args:
-        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or whatever
-            offers `describe()` and `answer(case)`: a file of answers.
+        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or
+            whatever offers `describe()` and `answer(case)`: a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
         quick: fewer cases.

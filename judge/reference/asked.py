@@ -16,8 +16,8 @@ from ..errors import UsageError
 from ..variations import Program
 from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
 from .dropout import Kept, Off, without_chance
+from .noise import EXACTLY, Rounding
 from .program import Reference, answer, fresh
-from .rounding import EXACTLY, Rounding
 
 RUNS, MOST_RUNS = 6, 64
 
@@ -70,6 +70,8 @@ class Sitting:
     program: Program
     dropped: list[str] = field(default_factory=list)
     """Cases that the reference itself cannot answer."""
+    remarks: list[str] = field(default_factory=list)
+    """What is worth saying of the exam."""
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
@@ -123,8 +125,10 @@ class Sitting:
         return (*said, *self.dropped)
 
     def notes(self) -> tuple[str, ...]:
+        """How both sides were asked, and what else is worth saying."""
         kept = self.offers.get("dropout") == "kept"
-        return ("dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides",)
+        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
+        return (dropout, *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from ..cases import Tensors
 from .opened import OPENED
 from .operations import words
-from .program import Reference
+from .program import Layout, Reference
 
 Rewrite = Callable[[Reference], Reference]
 
@@ -167,6 +168,19 @@ def edited(edit: Edit) -> Rewrite:
             train_epoch=reference.train_epoch and within(reference.train_epoch),
             evaluate=reference.evaluate and within(reference.evaluate),
         )
+
+    return rewrite
+
+
+def misread(taken: Callable[[Tensors], Tensors], told: Callable[[Tensors], Tensors] = lambda state: state) -> Rewrite:
+    """The reference with its tensors taken for others when they are loaded; with `told`, given back as they came."""
+
+    def rewrite(reference: Reference) -> Reference:
+        inner = reference.layout
+        if inner is None:
+            return replace(reference, layout=Layout(taken, told))
+        layout = Layout(lambda state: inner.taken(taken(state)), lambda state: told(inner.told(state)))
+        return replace(reference, layout=layout)
 
     return rewrite
 
