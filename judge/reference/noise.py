@@ -78,10 +78,10 @@ def _terms(name: str, index: int, out: Tensor, args: Any) -> float:
     if name in ("mm", "bmm", "mv", "dot"):
         return float(args[0].shape[-1])
     if name == "convolution":
-        return args[1].numel() / args[1].shape[0]
+        return float(args[1].numel() / args[1].shape[0])
     if name == "convolution_backward":
         grad, values, weight = args[:3]
-        return weight.numel() / values.shape[1] if index == 0 else grad.numel() / grad.shape[1]
+        return float(weight.numel() / values.shape[1] if index == 0 else grad.numel() / grad.shape[1])
     largest = max(leaf.numel() for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor))
     return max(1.0, largest / out.numel())
 

@@ -34,15 +34,15 @@ class Wide(torch.Tensor):
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=dtype
         )
         wide.held = held
-        return wide  # type: ignore[no-any-return]
+        return wide
 
     def __init__(self, held: Tensor, dtype: torch.dtype) -> None:
         pass
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(EXACTLY, func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Wide":
@@ -53,7 +53,7 @@ class Wide(torch.Tensor):
             memo[id(self)] = copy
         return memo[id(self)]  # type: ignore[no-any-return]
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Wide({self.held}, {self.dtype})"
 
 
@@ -61,7 +61,7 @@ class _Dispatch(TorchDispatchMode):
     """Reaches tensors that are made from nothing, too: constants, tables, fresh parameters."""
 
     def __init__(self, rounding: Rounding) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rounding = rounding
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -104,7 +104,7 @@ class Search:
             parts.append((ratios(values, allowed[quantity], other) * signs).ravel())
         vector = np.concatenate(parts) if parts else np.zeros(0)
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
-        return np.nan_to_num(np.clip(vector, -1e12, 1e12))
+        return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
 
     def agrees(self, rewrite: Rewrite) -> float | None:
         """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
