@@ -222,9 +222,7 @@ def together(
             roles = {site: (first, at) for first in firsts for at, site in enumerate(found[first])}
 
             def rewrite(value: Any, firsts: frozenset[Site] = firsts, roles: dict[Site, Any] = roles) -> Rewrite:
-                groups = {
-                    first: Together(tuple(subject.calls[site] for site in found[first]), {}) for first in firsts
-                }
+                groups = {first: Together(tuple(subject.calls[site] for site in found[first]), {}) for first in firsts}
 
                 def act(call: Call) -> Any:
                     first, at = roles[call.site]

@@ -220,5 +220,5 @@ def _numpy(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return np.asarray(value)
     value = held(value)
-    value = value.float() if value.dtype == torch.bfloat16 else value
+    value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     return value.cpu().numpy().copy()

@@ -67,7 +67,6 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "rpow": ("exponent", "base"),
     "eq": ("input", "other"),
     "ne": ("input", "other"),
-    "where": ("condition", "input", "other"),
     "add": ("input", "other"),
     "sub": ("input", "other"),
     "mul": ("input", "other"),
