@@ -19,6 +19,8 @@ from .verdict.comparison import Verdict
 from .verdict.report import as_json, as_markdown, report
 
 REPORTS = ("report.json", "report.md")
+FAILURE = "failure.npz"
+"""The smallest case that still fails, with everybody's answers."""
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +56,14 @@ def _judge(options: argparse.Namespace) -> int:
     from .exam import judge
 
     with _sitting(port, options) as process, _progress() as progress:
-        verdict = judge(program, process, keep_going=options.keep_going, progress=progress, **_asked(options))
+        verdict = judge(
+            program,
+            process,
+            keep_going=options.keep_going,
+            progress=progress,
+            on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
+            **_asked(options),
+        )
     return _tell(verdict, options)
 
 

@@ -14,6 +14,7 @@ from .operations import LINEAR, PRODUCTS, SUMS
 
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float64: 2.0**-53}
 """Half the distance from 1 to the next number."""
+TF32 = 2.0**-11
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,21 @@ class Rounding:
     run: int = 0
     narrow: bool = True
     """float32 errors; else those of float64, for ports that compute in it."""
-    product: float | None = None
-    """Another unit for the operands of products: 2**-11 is TF32's."""
+    precision: str = "float32"
+    """What is computed in on purpose where a program says float32: bfloat16 or float16, or tf32 in products."""
 
     @property
     def key(self) -> int:
         return _mixed(self.run)
 
-    def unit(self, dtype: torch.dtype) -> float:
-        # Sixteen times float64's: what is put in has to be seen beside what float64 rounds by itself.
-        return UNIT[dtype] if self.narrow else 2.0**-49
+    def unit(self, name: str, dtype: torch.dtype) -> float:
+        """Of an operation whose result says that dtype."""
+        if not self.narrow:
+            # Sixteen times float64's: what is put in has to be seen beside what float64 rounds by itself.
+            return 2.0**-49
+        if self.precision == "tf32":
+            return TF32 if name in PRODUCTS else UNIT[dtype]
+        return max(UNIT[dtype], UNIT[getattr(torch, self.precision)])
 
 
 EXACTLY = Rounding()
@@ -46,9 +52,7 @@ def erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any,
         bounds = list(magnitudes) if isinstance(magnitudes, tuple) else [magnitudes]
     else:
         bounds = [_magnitude(leaf) for leaf in leaves]
-    unit = rounding.unit(said)
-    if rounding.product is not None and name in PRODUCTS:
-        unit = rounding.product
+    unit = rounding.unit(name, said)
     key = rounding.key ^ _name_key(name)
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor) or leaf.dtype != torch.float64 or not leaf.numel():
@@ -59,7 +63,7 @@ def erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any,
             bound = bound + leaf.abs() * (_terms(name, index, leaf, args) ** 0.5 / 3)
         errors = _hashed(leaf, key).mul_(bound).mul_(unit)
         if rounding.narrow:
-            exact = _exact(name, leaf, bound, said, args)
+            exact = _exact(name, leaf, bound, unit, args)
             if exact is not None:
                 errors.masked_fill_(exact, 0)
         # A mask's infinities and largest numbers stay what they are.
@@ -103,7 +107,7 @@ def rounded_number(value: float, rounding: Rounding) -> float:
         return value
     bits = struct.unpack("q", struct.pack("d", value))[0]
     error = (_mixed(bits ^ rounding.key) % 2**32) / 2**31 - 1
-    return value * (1 + error * rounding.unit(torch.float32))
+    return value * (1 + error * rounding.unit("number", torch.float32))
 
 
 class Number(float):
@@ -147,17 +151,18 @@ class Number(float):
     __radd__, __rmul__ = __add__, __mul__
 
 
-def _exact(name: str, out: Tensor, bound: Tensor, said: torch.dtype, args: Any) -> Tensor | None:
-    """Where float32 gives the very bits: the result is one of its numbers, and nothing on the way could round."""
+def _exact(name: str, out: Tensor, bound: Tensor, unit: float, args: Any) -> Tensor | None:
+    """Where the dtype gives the very bits: the result is one of its numbers, and nothing on the way could round."""
     if name in ("add", "sub", "mul", "sqrt", "_to_copy", "pow", "div", "exp"):
-        exact = out.to(said).to(torch.float64) == out
+        digits = torch.frexp(out).mantissa / unit
+        exact = digits == digits.round()
         if name == "div":
             divisor = torch.as_tensor(args[1], dtype=torch.float64)
             exact = exact & (torch.frexp(divisor).mantissa.abs() == 0.5)
         return exact & (out == 1) if name == "exp" else exact
     if name in PRODUCTS or name in SUMS:
         operands = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
-        room = 2.0**-1 / UNIT[said]
+        room = 0.5 / unit
         largest = float(bound.max())
         # Most tensors are told by their first few values.
         for sample in (16, None):
