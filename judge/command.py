@@ -1,4 +1,4 @@
-"""The command: judge · record · answer · replay · new · mistakes · explain. Bad input ends in one line and exit code 2."""
+"""The command: judges, records, answers, replays, explains. Bad input ends in one line and exit code 2."""
 
 import argparse
 import contextlib
