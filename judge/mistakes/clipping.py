@@ -190,11 +190,6 @@ MISTAKES = (
         (
             Diff("transformer", _FACTOR, "        factor = limit / (optax.global_norm(updates) + 1e-6)"),
             Diff("decoder", _FACTOR, "        factor = limit / (optax.global_norm(updates) + 1e-6)"),
-            Diff(
-                "convnet",
-                "factor = jnp.minimum(1.0, limit / (largest + 1e-6))",
-                "factor = limit / (largest + 1e-6)",
-            ),
         ),
         ("optax documentation: normalize_by_update_norm",),
         _clips(lambda clip, _: _by(clip, always=True), when=_scales),
