@@ -29,15 +29,6 @@ def _entries(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, 
     """An entry of the batch is another one: for the whole program, or for the network alone."""
 
     def tries(subject: Subject) -> Iterator[Try]:
-        for name, array in subject.reference.batches[0].items():
-            if when(torch.from_numpy(array)):
-                yield Try(
-                    f"the batch's {name}",
-                    lambda value, name=name: _batch_changed(name, lambda entry: change(entry, value)),  # type: ignore[misc]
-                    values,
-                    **fit,
-                )
-
         def into_network(value: Any) -> Rewrite:
             def given(module: nn.Module, arguments: Any, named: Any) -> Any:
                 def other(entry: Any) -> Any:
@@ -49,6 +40,14 @@ def _entries(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, 
 
         if any(when(torch.from_numpy(array)) for array in subject.reference.batches[0].values()):
             yield Try("what the network is given", into_network, values, **fit)
+        for name, array in subject.reference.batches[0].items():
+            if when(torch.from_numpy(array)):
+                yield Try(
+                    f"the batch's {name}",
+                    lambda value, name=name: _batch_changed(name, lambda entry: change(entry, value)),  # type: ignore[misc]
+                    values,
+                    **fit,
+                )
 
     return tries
 
@@ -195,6 +194,20 @@ def _draws(change: Callable[[Tensor, Any], Tensor], values: tuple[Any, ...], **f
             yield Try(place, rewrite, values, size=len(group), **fit)
 
     return tries
+
+
+def _seeds(subject: Subject) -> Iterator[Try]:
+    draw = subject.reference.init
+    if draw is None:
+        return
+
+    def rewrite(value: str) -> Rewrite:
+        def init(seed: int) -> nn.Module:
+            return draw(0 if value == "seed 0" else seed + int(value[-2:]))
+
+        return lambda reference: replace(reference, init=init)
+
+    yield Try("the initial draw", rewrite, ("seed 0", "seed +1", "seed -1"))
 
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -504,22 +517,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "A seed that is used for data first, or added to a rank, draws other numbers of the right distribution.",
         (Diff("", "params = init(seed)", "params = init(seed + 1)"),),
         ("torch: manual_seed",),
-        lambda subject: (
-            [
-                Try(
-                    "the initial draw",
-                    lambda value: (
-                        lambda reference: replace(
-                            reference,
-                            init=lambda seed: reference.init(0 if value == "seed 0" else seed + int(value[-2:])),
-                        )
-                    ),
-                    ("seed 0", "seed +1", "seed -1"),
-                )
-            ]
-            if subject.reference.init
-            else []
-        ),
+        _seeds,
     ),
     Mistake(
         "D020",
