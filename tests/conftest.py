@@ -55,8 +55,11 @@ def fashion_mnist(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which tests were left out for want of FashionMNIST, and how to get it."""
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say last which tests were left out for want of FashionMNIST, and how to get it."""
+    terminalreporter = config.pluginmanager.get_plugin("terminalreporter")
+    if terminalreporter is None:
+        return
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if NEEDS_DATA in str(report.longrepr)]
     if skipped:
         names = ", ".join(sorted({report.nodeid.partition("::")[2].partition("[")[0] for report in skipped}))
