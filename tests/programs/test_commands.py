@@ -90,7 +90,7 @@ def test_both_sides_write_the_same_files(trained: dict[str, Trained], dataset: D
     assert [entry.keys() for entry in metrics[0]] == [entry.keys() for entry in metrics[1]]
     assert [entry["step"] for entry in metrics[0] if "step" in entry] == 3 * list(range(1, 938, 100))
     assert [entry["accuracy"] for entry in metrics[0] if "accuracy" in entry] == [
-        pytest.approx(entry["accuracy"], abs=1.01e-4) for entry in metrics[1] if "accuracy" in entry
+        pytest.approx(entry["accuracy"], abs=2.01e-4) for entry in metrics[1] if "accuracy" in entry
     ]
     for folder in (reference, mirror):
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -120,11 +120,11 @@ def test_both_sides_obey_every_flag(dataset: Dataset, tmp_path: Path) -> None:
     for side, said, recorded in zip(SIDES, lines, metrics, strict=True):
         losses = [entry["loss"] for entry in recorded if "loss" in entry]
         assert [f"{loss:>7f}" for loss in losses] == [loss for loss, _ in said]
-        assert losses == pytest.approx(expected["losses"], abs=2e-6)
+        assert losses == pytest.approx(expected["losses"], abs=1e-5)
         assert [entry["epoch"] for entry in recorded] == [1, 1, 1]
         assert [entry["step"] for entry in recorded[:2]] == [1, 101]
-        assert recorded[2]["accuracy"] == pytest.approx(expected["accuracy"], abs=1.01e-4)
-        assert recorded[2]["average_loss"] == pytest.approx(expected["average_loss"], abs=2e-6)
+        assert recorded[2]["accuracy"] == pytest.approx(expected["accuracy"], abs=2.01e-4)
+        assert recorded[2]["average_loss"] == pytest.approx(expected["average_loss"], abs=1e-5)
         assert load_file(tmp_path / side / "model.safetensors")["fc2.weight"].shape == (8, 16)
 
 
@@ -213,7 +213,7 @@ def test_a_folder_that_holds_a_run_is_refused_until_told_to_overwrite(
 
 def test_a_jax_run_needs_no_torch_and_compiles_once(dataset: Dataset, tmp_path: Path) -> None:
     arguments = ["--epochs", "3", "--lr", "0.01", "--output", str(tmp_path)]
-    done = command("tests.programs.observed_run", *arguments)
+    done = command("tests.programs.observed_run", "fmnist_jax.train", *arguments)
     assert done.returncode == 0, done.stderr
     modules, compiled = ast.literal_eval(done.stdout.splitlines()[-1])
     assert "jax" in modules
@@ -221,6 +221,9 @@ def test_a_jax_run_needs_no_torch_and_compiles_once(dataset: Dataset, tmp_path: 
     packages = json.loads((tmp_path / "environment.json").read_text())["packages"]
     assert packages["jax"]
     assert "torch" not in packages
+    asked = command("tests.programs.observed_run", "fmnist_jax.predict", str(tmp_path / "model.safetensors"))
+    assert asked.returncode == 0, asked.stderr
+    assert "are correctly classified" in asked.stdout
     assert compiled.count("train_epoch") == compiled.count("evaluate") == 1
     assert "train_step" not in compiled
 
