@@ -96,7 +96,7 @@ def test_both_sides_write_the_same_files(trained: dict[str, Trained], dataset: D
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_sides_end_at_the_same_parameters(trained: dict[str, Trained]) -> None:
+def test_both_sides_end_at_the_same_parameters(trained: dict[str, Trained], fashion_mnist: Dataset) -> None:
     reference, mirror = (load_file(trained[side].folder / "model.safetensors") for side in SIDES)
     assert {name: tensor.shape for name, tensor in mirror.items()} == {
         "fc1.weight": (16, 784),
