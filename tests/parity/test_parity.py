@@ -20,17 +20,19 @@ from parity.comparison import compare
 from parity.diagnosis import explain
 from parity.faults import faults
 from parity.formulas import RIGHT
-from parity.judge import STAGES, Judge, run_check
+from parity.judge import STAGES, Judge
 from parity.mistakes import lower
 from parity.port import REQUIRED, Held, PortError, find
 from parity.ports import jax_port, oracle_port, torch_port
-from parity.ports.numpy_port import numpy_port
 from parity.reruns import Reruns
 from parity.tolerance import SLACK, limits, perturb
 from parity.verdict import LADDER, Verdict, climb
 from parity.whole_runs import ACCURACY_MARGIN, interval
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, assert_one_line, command, here
 from tests.parity.ports import plain_port
+
+# What is planted, found and explained here was tried on FashionMNIST only.
+pytestmark = pytest.mark.usefixtures("fashion_mnist")
 
 BEFORE_WHOLE_RUNS = [stage for stage in STAGES if stage not in ("trajectory", "trends")]
 
@@ -43,18 +45,21 @@ def judge(port: Any, dataset: Dataset, **values: Any) -> Judge:
     return Judge(Held(port, "the port"), Held(torch_port, "the reference"), dataset, Reruns(None, "cpu"), **values)
 
 
-def verdict(port: Any, dataset: Dataset) -> Verdict:
-    return climb(judge(port, dataset), BEFORE_WHOLE_RUNS)
+def verdict(port: Any, dataset: Dataset, last: str = "evaluate") -> Verdict:
+    return climb(judge(port, dataset), BEFORE_WHOLE_RUNS[: BEFORE_WHOLE_RUNS.index(last) + 1])
 
 
 # Right ports
 
 
-@pytest.mark.parametrize(
-    "port", [torch_port, jax_port, plain_port, numpy_port()], ids=["torch", "jax", "plain", "numpy"]
-)
-def test_a_right_port_agrees(port: Any, dataset: Dataset) -> None:
-    assert verdict(port, dataset).sentence().startswith("agrees")
+def test_a_right_port_agrees_and_no_check_is_vacuous(dataset: Dataset) -> None:
+    found = verdict(jax_port, dataset)
+    assert found.sentence().startswith("agrees")
+    assert [outcome.check for outcome in found.outcomes] == list(CHECKS)
+    for outcome in found.outcomes:
+        assert outcome.compared > 0
+        if outcome.check.stage == "gradients" and outcome.check.name != "extremes":
+            assert all(np.any(comparison.expected) for comparison in outcome.comparisons)
 
 
 def test_the_three_witnesses_agree_in_float64(dataset: Dataset) -> None:
@@ -93,7 +98,9 @@ def test_the_readme_s_port_agrees_as_written(dataset: Dataset, tmp_path: Path) -
         r"```python\n(\"\"\"The post's network in plain JAX.*?)```", (ROOT / "README.md").read_text(), re.S
     )
     (tmp_path / "port.py").write_text(code)
-    done = command("parity", "--port", str(tmp_path / "port.py"), "--only", *BEFORE_WHOLE_RUNS)
+    done = command(
+        "parity", "--port", str(tmp_path / "port.py"), "--only", "init", "decode", "logits", "gradients", "update"
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "init: not judged" in done.stdout
     assert "float64: not judged" in done.stdout
@@ -102,16 +109,14 @@ def test_the_readme_s_port_agrees_as_written(dataset: Dataset, tmp_path: Path) -
 # Wrong ports
 
 SUBSET = (
-    "pixels * (1/255)", "steps write into the start", "leaky ReLU",
-    "TF32 in fc1", "divided by batch_size", "jnp.maximum for relu", "kernel gradients in bfloat16", "momentum",
-    "lr in float32", "tail dropped", "mean over images", "trains on the tests",
+    "pixels * (1/255)", "jnp.maximum for relu", "tail dropped",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SUBSET)
 def test_a_planted_fault_is_found_at_its_stage_and_named(name: str, dataset: Dataset) -> None:
     fault = next(fault for fault in faults() if fault.name == name)
-    divergence = verdict(fault.make(), dataset).divergence
+    divergence = verdict(fault.make(), dataset, fault.stage).divergence
     assert divergence is not None
     assert divergence.comparison.stage == fault.stage
     assert (fault.words or "none of the mistakes known here") in divergence.sentence()
@@ -137,12 +142,12 @@ def test_noise_is_found_and_not_explained(dataset: Dataset) -> None:
         return outputs + 1e-3 * random.standard_normal(outputs.shape).astype(outputs.dtype)
 
     port = SimpleNamespace(**{**{name: getattr(jax_port, name) for name in REQUIRED}, "logits": noisy})
-    divergence = verdict(port, dataset).divergence
+    divergence = verdict(port, dataset, "logits").divergence
     assert divergence is not None
     assert (divergence.comparison.stage, divergence.explanation) == ("logits", None)
 
 
-@pytest.mark.parametrize("function", ["logits", "loss", "gradients", "evaluate"])
+@pytest.mark.parametrize("function", ["logits"])
 def test_nan_is_a_divergence(function: str, dataset: Dataset) -> None:
     def broken(*arguments: Any) -> Any:
         answer = getattr(jax_port, function)(*arguments)
@@ -153,7 +158,7 @@ def test_nan_is_a_divergence(function: str, dataset: Dataset) -> None:
         return answer * np.float32("nan")
 
     port = SimpleNamespace(**{**{name: getattr(jax_port, name) for name in REQUIRED}, function: broken})
-    divergence = verdict(port, dataset).divergence
+    divergence = verdict(port, dataset, "logits").divergence
     assert divergence is not None
     assert divergence.comparison.stage == function
 
@@ -267,10 +272,8 @@ def test_writing_into_images_is_told(dataset: Dataset) -> None:
     ],
 )
 def test_bad_flags_end_in_one_line(arguments: str) -> None:
-    done = command("parity", *arguments.split())
-    assert done.returncode == (3 if "device" in arguments else 2)
-    assert done.stderr.count("\n") == 1
-    assert arguments.split()[-1].removeprefix("--only") in done.stderr
+    code = 3 if "device" in arguments else 2
+    assert_one_line(here("parity", *arguments.split()), "parity", code, arguments.split()[-1])
 
 
 class Wrong(SimpleNamespace):
@@ -424,15 +427,6 @@ def test_a_comparison_of_nothing_or_with_nan_is_refused() -> None:
     for found, expected in ((np.zeros(0), np.zeros(0)), (np.zeros(4), np.zeros((2, 2))), (0.0, np.nan)):
         with pytest.raises(ValueError, match="stage"):
             compare(("stage", "check", "case"), "tensor", found, expected)
-
-
-def test_every_check_compares_something_and_is_not_vacuous(dataset: Dataset) -> None:
-    one = judge(jax_port, dataset)
-    for check in CHECKS:
-        comparisons = run_check(one, check)
-        assert sum(comparison.found.size for comparison in comparisons) > 0
-        if check.stage == "gradients" and check.name != "extremes":
-            assert all(np.any(comparison.expected) for comparison in comparisons)
 
 
 def test_what_agrees_with_nothing_else_is_explained_by_nothing() -> None:

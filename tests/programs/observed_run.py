@@ -1,5 +1,9 @@
-"""Run `fmnist_jax.train` as if torch were not installed; print, last, what it imported and what XLA compiled."""
+"""Run a command as if torch were not installed; print, last, what it imported and what XLA compiled.
 
+`python -m tests.programs.observed_run fmnist_jax.train --epochs 1`
+"""
+
+import importlib
 import importlib.metadata
 import logging
 import sys
@@ -8,7 +12,6 @@ from importlib.metadata import Distribution
 import jax
 
 from fmnist import command
-from fmnist_jax import train
 
 compiled: list[str] = []
 
@@ -33,6 +36,8 @@ sys.modules |= dict.fromkeys(("torch", "torchvision"))  # type: ignore[arg-type]
 importlib.metadata.distribution = without_torch
 logging.getLogger("jax").addHandler(Recorder())
 jax.config.update("jax_log_compiles", True)
-code = command.run(train.main, train.NAME)
+module = importlib.import_module(sys.argv[1])
+del sys.argv[1]
+code = command.run(module.main, module.NAME)
 print(({name.partition(".")[0] for name, module in sys.modules.items() if module}, compiled))
 sys.exit(code)

@@ -39,9 +39,8 @@ def member(trained: Population, index: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(values[index]) for name, values in trained.params.items()}
 
 
-@pytest.mark.parametrize("hidden", [(16,), (33, 4, 9)])
-def test_every_member_equals_its_single_run(dataset: Dataset, hidden: tuple[int, ...]) -> None:
-    experiments = [replace(experiment, hidden=hidden) for experiment in MEMBERS]
+def test_every_member_equals_its_single_run(dataset: Dataset) -> None:
+    experiments = [replace(experiment, hidden=(33, 4, 9)) for experiment in MEMBERS]
     batch, test = arrays(dataset.train, 3 * 64 + 32), arrays(dataset.test, 100)
     trained, losses = population.train_epoch(population.init(experiments), *batch, 64)
     correct, test_losses = population.evaluate(trained, *test, 64)
