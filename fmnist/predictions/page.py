@@ -1,7 +1,8 @@
-"""One page of pictures of a model: its confusions, its most confident mistakes, and what its hidden units look at."""
+"""Pages of pictures: of a model on the test set, and of images beside what a model takes them for."""
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fmnist.runs.curves import BLUE, GREY, ORANGE
+
 MISTAKES = 20
+MOST_IMAGES = 60
+LIKELIEST = 3
 MOST_UNITS = 64
 
 
@@ -30,13 +35,60 @@ def draw(
         weights: the first layer's, `(units, 784)`.
     """
     figure = Figure(figsize=(13, 12), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 0.9))
     upper, lower = halves
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
     _confusions(left, names, counts)
     _mistakes(right, names, images, labels, probabilities)
     _units(lower, weights)
+    return _png(figure)
+
+
+def likeliest(probabilities: NDArray[np.float32]) -> list[int]:
+    """The three likeliest classes of an image, the most likely first."""
+    return [int(label) for label in probabilities.argsort(kind="stable")[::-1][:LIKELIEST]]
+
+
+def draw_images(
+    title: str,
+    caution: str,
+    files: Sequence[str],
+    images: NDArray[np.uint8],
+    unlike: Sequence[str | None],
+    names: Sequence[str],
+    probabilities: NDArray[np.float32],
+) -> bytes:
+    """A PNG of each image as the network gets it, `uint8 (n, 28, 28)`, beside its three likeliest classes.
+
+    Args:
+        unlike: how each differs from all of training, in words, or None.
+    """
+    shown = min(len(images), MOST_IMAGES)
+    columns = min(shown, 3)
+    rows = math.ceil(shown / columns)
+    figure = Figure(figsize=(max(6.0, 4.3 * columns), 1.9 * rows + 1.1), dpi=110, layout="constrained")
+    more = f" (the first {shown} of {len(images)})" if shown < len(images) else ""
+    wrapped = textwrap.fill(caution, 22 + 40 * columns)
+    figure.suptitle(f"{title}{more}\n{wrapped}", fontsize=10, parse_math=False)
+    cells = np.ravel(figure.subfigures(rows, columns, squeeze=False))
+    for cell, file, image, words, its in zip(cells, files, images, unlike, probabilities, strict=False):
+        cell.suptitle(textwrap.shorten(file, 40, placeholder="…") or file[:40], fontsize=9, parse_math=False)
+        picture, bars = cell.subplots(1, 2, width_ratios=(1, 1.6))
+        picture.imshow(image, cmap="gray", vmin=0, vmax=255)
+        picture.axis("off")
+        best = likeliest(its)
+        bars.barh(range(LIKELIEST), its[best], color=[BLUE if words is None else GREY] * LIKELIEST)
+        bars.set(xlim=(0, 1), ylim=(LIKELIEST - 0.4, -0.8))
+        bars.axis("off")
+        for place, label in enumerate(best):
+            bars.text(0, place - 0.42, f"{names[label]} {its[label]:.1%}", fontsize=8, va="bottom")
+        if words is not None:
+            bars.text(0, LIKELIEST - 0.4, textwrap.fill(words, 34), fontsize=7, va="top", color=ORANGE)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()

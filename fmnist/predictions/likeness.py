@@ -1,0 +1,35 @@
+"""Whether an image looks like anything in training, by three simple measures of its pixels."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# From the least to the most that FashionMNIST's 60,000 training images have: beyond, an image is like none of them.
+BRIGHTNESS = (4.94, 191.83)
+ROUGHNESS = (0.093, 0.900)
+SHARPNESS = (1.715, np.inf)
+
+CAUTION = (
+    "the percents divide 100 among ten garments, whatever the image shows: a softmax is no measure of being a garment"
+)
+
+
+def measures(image: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Brightness, roughness and sharpness of an image `uint8 (28, 28)`.
+
+    Brightness is the mean of its pixels, in 0..255. Roughness and sharpness are the mean and the largest difference of
+    neighbouring pixels, in units of the standard deviation of all: noise is rough, and what is blurred not sharp.
+    """
+    pixels = image.astype(np.float64)
+    across, down = abs(np.diff(pixels, axis=1)), abs(np.diff(pixels, axis=0))
+    deviation = pixels.std() or 1.0
+    roughness, sharpness = (across.mean() + down.mean()) / 2, max(across.max(), down.max())
+    return float(pixels.mean()), float(roughness / deviation), float(sharpness / deviation)
+
+
+def unlike_training(image: NDArray[np.uint8]) -> str | None:
+    """How an image differs from every training image, in words; None if these measures tell no difference."""
+    found = zip(measures(image), (BRIGHTNESS, ROUGHNESS, SHARPNESS), strict=True)
+    (dark, bright), (smooth, rough), (blurred, _) = ((value < least, value > most) for value, (least, most) in found)
+    words = {"darker": dark, "brighter": bright, "smoother": smooth, "noisier": rough, "more blurred": blurred}
+    said = [word for word, applies in words.items() if applies]
+    return f"{' and '.join(said)} than any of the 60,000 training images" if said else None
