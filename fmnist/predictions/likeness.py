@@ -30,6 +30,6 @@ def unlike_training(image: NDArray[np.uint8]) -> str | None:
     """How an image differs from every training image, in words; None if these measures tell no difference."""
     found = zip(measures(image), (BRIGHTNESS, ROUGHNESS, SHARPNESS), strict=True)
     (dark, bright), (smooth, rough), (blurred, _) = ((value < least, value > most) for value, (least, most) in found)
-    words = {"darker": dark, "brighter": bright, "smoother": smooth, "noisier": rough, "more blurred": blurred}
+    words = {"darker": dark, "brighter": bright, "smoother": smooth, "noisier": rough, "less sharp": blurred}
     said = [word for word, applies in words.items() if applies]
-    return f"{' and '.join(said)} than any of the 60,000 training images" if said else None
+    return f"{', '.join(said)} than any of the 60,000 training images" if said else None

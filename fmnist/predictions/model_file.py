@@ -22,8 +22,9 @@ EXPECTED = "expected a safetensors file of linear layers from 784 to 10, such as
 
 
 def read_model(path: Path) -> tuple[Experiment, StateDict]:
-    """The parameters in a safetensors file, or in that of a run's folder, `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …
+    """The parameters in a safetensors file, or in that of a run's folder.
 
+    They are `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …, whatever they were there.
     Layers may have any names, as in any `state_dict` of linear layers with biases; they stand in the order of the
     numbers in them. The experiment is that of the widths, all else as usual. A trainer's own file carries its SHA-256,
     which has to be right.
@@ -39,7 +40,7 @@ def read_model(path: Path) -> tuple[Experiment, StateDict]:
     try:
         content = read_file(path, MOST_BYTES)
         kind_of(content)
-        return _layers({name: _tensor(name, **told) for name, told in deserialize(content)})
+        return _layers({name: _tensor(name, **told) for name, told in deserialize(content)})  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; {EXPECTED}") from None
     except (KeyError, TypeError, ValueError, SafetensorError) as error:

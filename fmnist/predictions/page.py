@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fmnist.predictions.report import LIKELIEST, likeliest
 from fmnist.runs.curves import BLUE, GREY, ORANGE
 
 MISTAKES = 20
 MOST_IMAGES = 60
-LIKELIEST = 3
 MOST_UNITS = 64
+WIDTH = 13.0  # inches
 
 
 def draw(
@@ -34,20 +35,18 @@ def draw(
         images: the test set, `uint8 (n, 28, 28)`, with its labels and the model's `probabilities (n, 10)`.
         weights: the first layer's, `(units, 784)`.
     """
-    figure = Figure(figsize=(13, 12), dpi=110, layout="constrained")
+    rows, columns = _grid(len(weights))
+    # As high as its rows of squares are: constrained layout would spread lower ones over the page, with gaps.
+    upper_height, lower_height = 6.4, 0.5 + rows * (WIDTH / columns + 0.15)
+    figure = Figure(figsize=(WIDTH, upper_height + lower_height), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=12, parse_math=False)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 0.9))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(upper_height, lower_height))
     upper, lower = halves
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
     _confusions(left, names, counts)
     _mistakes(right, names, images, labels, probabilities)
     _units(lower, weights)
     return _png(figure)
-
-
-def likeliest(probabilities: NDArray[np.float32]) -> list[int]:
-    """The three likeliest classes of an image, the most likely first."""
-    return [int(label) for label in probabilities.argsort(kind="stable")[::-1][:LIKELIEST]]
 
 
 def draw_images(
@@ -69,8 +68,8 @@ def draw_images(
     rows = math.ceil(shown / columns)
     figure = Figure(figsize=(max(6.0, 4.3 * columns), 1.9 * rows + 1.1), dpi=110, layout="constrained")
     more = f" (the first {shown} of {len(images)})" if shown < len(images) else ""
-    wrapped = textwrap.fill(caution, 22 + 40 * columns)
-    figure.suptitle(f"{title}{more}\n{wrapped}", fontsize=10, parse_math=False)
+    wrapped = textwrap.fill(f"{caution[0].upper()}{caution[1:]}.", 22 + 40 * columns)
+    figure.suptitle(f"{title}{more}.\n{wrapped}", fontsize=10, parse_math=False)
     cells = np.ravel(figure.subfigures(rows, columns, squeeze=False))
     for cell, file, image, words, its in zip(cells, files, images, unlike, probabilities, strict=False):
         cell.suptitle(textwrap.shorten(file, 40, placeholder="…") or file[:40], fontsize=9, parse_math=False)
@@ -78,13 +77,13 @@ def draw_images(
         picture.imshow(image, cmap="gray", vmin=0, vmax=255)
         picture.axis("off")
         best = likeliest(its)
-        bars.barh(range(LIKELIEST), its[best], color=[BLUE if words is None else GREY] * LIKELIEST)
-        bars.set(xlim=(0, 1), ylim=(LIKELIEST - 0.4, -0.8))
+        bars.barh(range(LIKELIEST), its[best], height=0.3, color=BLUE if words is None else GREY)
+        bars.set(xlim=(0, 1), ylim=(LIKELIEST - 0.5, -0.8))
         bars.axis("off")
         for place, label in enumerate(best):
-            bars.text(0, place - 0.42, f"{names[label]} {its[label]:.1%}", fontsize=8, va="bottom")
+            bars.text(0, place - 0.2, f"{names[label]} {its[label]:.1%}", fontsize=8, va="bottom")
         if words is not None:
-            bars.text(0, LIKELIEST - 0.4, textwrap.fill(words, 34), fontsize=7, va="top", color=ORANGE)
+            bars.text(0, LIKELIEST - 0.6, textwrap.fill(words, 34), fontsize=7, va="top", color=ORANGE)
     return _png(figure)
 
 
@@ -125,12 +124,18 @@ def _mistakes(
             axes.set_title(f"{is_}\n→ {taken_for}\n{confidence[index]:.1%}", fontsize=8)
 
 
+def _grid(units: int) -> tuple[int, int]:
+    """Rows and columns that hold so many units, or as many as are shown: few a row where they are many."""
+    shown = min(units, MOST_UNITS)
+    columns = max(8, math.ceil(math.sqrt(2.4 * shown)))
+    return math.ceil(shown / columns), columns
+
+
 def _units(figure: Any, weights: NDArray[np.float32]) -> None:
     shown = weights[:MOST_UNITS]
     more = f", the first {len(shown)} of {len(weights)}" if len(weights) > len(shown) else ""
     figure.suptitle(f"What the hidden units look at{more}: orange excites, violet inhibits", fontsize=11)
-    columns = min(len(shown), max(8, math.ceil(math.sqrt(2.4 * len(shown)))))
-    grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False)
+    grid = figure.subplots(*_grid(len(weights)), squeeze=False)
     for number, axes in enumerate(grid.flat):
         axes.axis("off")
         if number < len(shown):

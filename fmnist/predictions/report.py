@@ -16,7 +16,6 @@ from fmnist.data import Dataset, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
 from fmnist.files import write_atomically
 from fmnist.predictions.model_file import read_model
-from fmnist.predictions.page import likeliest
 from fmnist.runs.folders import check_folder
 from fmnist.runs.lines import progress
 from fmnist.runs.options import TrainOptions
@@ -35,6 +34,7 @@ NAMES = (
     "Ankle boot",
 )
 JSON, PICTURE = "predictions.json", "predictions.png"
+LIKELIEST = 3
 
 Probabilities = NDArray[np.float32]
 Predict = Callable[[Experiment, StateDict, NDArray[np.uint8]], Probabilities]
@@ -138,6 +138,11 @@ def _answer(probabilities: Probabilities) -> dict[str, Any]:
         "class": NAMES[int(probabilities.argmax())],
         "probabilities": dict(zip(NAMES, map(float, probabilities), strict=True)),
     }
+
+
+def likeliest(probabilities: Probabilities) -> list[int]:
+    """The three likeliest classes of an image, the most likely first."""
+    return [int(label) for label in probabilities.argsort(kind="stable")[::-1][:LIKELIEST]]
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:

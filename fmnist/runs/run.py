@@ -202,9 +202,10 @@ def start(options: TrainOptions, environment: Environment, dataset: Dataset, nam
             if options.tensorboard:
                 run.board = boards.start(folder, environment.framework, run.resumed.step if run.resumed else 0)
                 stack.callback(run.board.close)
-                print(f"to look at it: {boards.command(folder)}", file=sys.stderr)
         done = run.resumed.epoch if run.resumed else None
         print("\n".join(header(options.experiment, environment, dataset, done)), file=sys.stderr)
+        if folder is not None and options.tensorboard:
+            print(f"TensorBoard: {boards.command(folder)}", file=sys.stderr)
         run.safe_point = stack.enter_context(interruption.graceful(advice))
         yield run
 
