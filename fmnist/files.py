@@ -142,8 +142,10 @@ def _say_unsafe(folder: Path, error: OSError) -> None:
 
 def cache_folder() -> Path | None:
     """The user's folder for what is kept between runs; None where the user has no home."""
-    folder = Path(platformdirs.user_cache_dir("fmnist-parity"))
-    return folder if folder.is_absolute() else None
+    try:
+        return Path(platformdirs.user_cache_dir("fmnist-parity"))
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

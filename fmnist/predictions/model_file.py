@@ -40,7 +40,7 @@ def read_model(path: Path) -> tuple[Experiment, StateDict]:
     try:
         content = read_file(path, MOST_BYTES)
         kind_of(content)
-        return _layers({name: _tensor(name, **told) for name, told in deserialize(content)})  # type: ignore[no-untyped-call]
+        return _layers({name: _tensor(name, **told) for name, told in sorted(deserialize(content))})  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; {EXPECTED}") from None
     except (KeyError, TypeError, ValueError, SafetensorError) as error:

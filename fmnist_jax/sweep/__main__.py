@@ -30,10 +30,10 @@ def main() -> None:
     programs.keep()
     if options.distributed or options.processes > 1:
         hosts.join(NAME, options)
-        train.local_devices()
+    mesh = devices.find_mesh(options.device)
+    if options.distributed or options.processes > 1:
         hosts.agree(repr(replace(options, process=0, data=None, output=None, overwrite=False)) + dataset.sha256)
     processes, is_first = jax.process_count(), jax.process_index() == 0
-    mesh = devices.find_mesh(options.device)
     memory = devices.free_memory(mesh) if options.memory is None else int(options.memory * 2**30)
     device = devices.describe(mesh)
     environment = Environment("jax", device, "highest", train.cores())

@@ -62,7 +62,8 @@ def _setting(experiment: Experiment) -> tuple[Any, ...]:
 
 def _mean_and_deviation(values: Any) -> tuple[Array, Array]:
     """Of the unmasked values over the first axis; of a single one the deviation is 0."""
-    return np.ma.filled(values.mean(axis=0), math.nan), np.ma.filled(values.std(axis=0, ddof=1), 0.0)
+    deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+    return np.ma.filled(values.mean(axis=0), math.nan), np.ma.filled(deviation, 0.0)
 
 
 def table(summaries: Sequence[Summary]) -> list[str]:
