@@ -226,7 +226,7 @@ def test_every_usual_format_and_name_is_read(name: str, tmp_path: Path, dataset:
         smaller = Image.new("L", (14, 14), 200)
         image.save(tmp_path / name, format="MPO", save_all=True, append_images=[smaller], quality=100)
     else:
-        image.save(tmp_path / name, **({"lossless": True} if name == "web.webp" else {}))
+        image.save(tmp_path / name, lossless=True)
     pixels = images.read_image(tmp_path / name).pixels.astype(int)
     assert abs(pixels - dataset.test.images[0]).max() <= (6 if name == "phone.jpg" else 1)
 

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_is_counted_out() -> None:
 def test_many_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A panel for each network, a colour for each rate, a line style for each switch: no two lines are alike."""
     figures: list[Any] = []
-    monkeypatch.setattr("fmnist.runs.curves.finished", lambda figure, axes: figures.append((figure, axes)) or b"")
+    monkeypatch.setattr("fmnist.runs.curves.finished", lambda *drawn: figures.append(drawn))
     settings = [
         Experiment(hidden, switch, 64, lr, 2)
         for hidden in ((4,), (16,), (16, 16), (32,), (64,))
