@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def draw(
     # As high as its rows of squares are: constrained layout would spread lower ones over the page, with gaps.
     upper_height, lower_height = 6.4, 0.5 + rows * (WIDTH / columns + 0.15)
     figure = Figure(figsize=(WIDTH, upper_height + lower_height), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.suptitle(_drawable(title), fontsize=12, parse_math=False)
     halves: Any = figure.subfigures(2, 1, height_ratios=(upper_height, lower_height))
     upper, lower = halves
     left, right = upper.subfigures(1, 2, width_ratios=(1, 1.15))
@@ -69,10 +70,11 @@ def draw_images(
     figure = Figure(figsize=(max(6.0, 4.3 * columns), 1.9 * rows + 1.1), dpi=110, layout="constrained")
     more = f" (the first {shown} of {len(images)})" if shown < len(images) else ""
     wrapped = textwrap.fill(f"{caution[0].upper()}{caution[1:]}.", 22 + 40 * columns)
-    figure.suptitle(f"{title}{more}.\n{wrapped}", fontsize=10, parse_math=False)
+    figure.suptitle(f"{_drawable(title)}{more}.\n{wrapped}", fontsize=10, parse_math=False)
     cells = np.ravel(figure.subfigures(rows, columns, squeeze=False))
     for cell, file, image, words, its in zip(cells, files, images, unlike, probabilities, strict=False):
-        cell.suptitle(textwrap.shorten(file, 40, placeholder="…") or file[:40], fontsize=9, parse_math=False)
+        name = _drawable(file)
+        cell.suptitle(name if len(name) <= 40 else f"{name[:39]}…", fontsize=9, parse_math=False)
         picture, bars = cell.subplots(1, 2, width_ratios=(1, 1.6))
         picture.imshow(image, cmap="gray", vmin=0, vmax=255)
         picture.axis("off")
@@ -89,8 +91,15 @@ def draw_images(
 
 def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    # A box in the place of a letter that the font lacks is enough.
+    with warnings.catch_warnings(action="ignore"):
+        figure.savefig(picture, format="png")
     return picture.getvalue()
+
+
+def _drawable(text: str) -> str:
+    """A file's name may hold bytes that are no characters, for which no font has a shape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _confusions(figure: Any, names: Sequence[str], counts: NDArray[np.int64]) -> None:

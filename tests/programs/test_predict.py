@@ -218,7 +218,7 @@ def test_bad_input_ends_in_one_line(arguments: str, code: int, words: str) -> No
     assert_one_line(here("fmnist_jax.predict", *arguments.split()), "fmnist_jax.predict", code, words)
 
 
-@pytest.mark.parametrize("name", ["phone.jpg", "still.gif", "web.webp", "old.bmp", "é.png", "$a$b_^.png"])
+@pytest.mark.parametrize("name", ["phone.jpg", "still.gif", "web.webp", "old.bmp", "é.png"])
 def test_every_usual_format_and_name_is_read(name: str, tmp_path: Path, dataset: Dataset) -> None:
     """A phone's JPEG holds several pictures; the first one counts."""
     image = Image.fromarray(dataset.test.images[0])
@@ -238,7 +238,8 @@ def test_images_are_shown_as_the_network_gets_them(
     names = ["small.png", "large.png", "light.jpg", "noise.png"]
     noise = np.random.default_rng(0).integers(0, 256, (28, 28))
     for place, name in enumerate(names):
-        copy = tmp_path / f"{place} $x$ {name}"
+        # A name may be mathematics, of letters that no font has, or no text at all.
+        copy = tmp_path / f"{place} $a$b_^ 鞋 \udcff {name}"
         copy.write_bytes((pictures / name).read_bytes()) if place < 3 else Image.fromarray(noise.astype(np.uint8)).save(
             copy
         )
