@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import json
 import os
 import stat
@@ -15,11 +16,12 @@ from typing import Any
 import jax
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import measure, raw
 from fmnist import command as commands
 from fmnist.command import Failure, UnavailableError, interpreter, say, say_once, words_of
-from fmnist.data import Dataset
+from fmnist.data import MD5, Dataset
 from fmnist.experiment import Experiment
 from fmnist.runs import folders
 from fmnist_jax import train as jax_train
@@ -177,6 +179,32 @@ def test_the_benchmarks_say_which_folder_is_full_and_how_much_it_takes(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(Failure, match=rf"{tmp_path}: No space left on device: the data takes 55 MB there; .*TMPDIR"):
         raw.write("synthetic", tmp_path)
+
+
+def test_unpacked_data_is_trained_on_though_no_temporary_folder_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = source / "FashionMNIST" / "raw"
+    unpacked = tmp_path / "FashionMNIST" / "raw"
+    unpacked.mkdir(parents=True)
+    for name in MD5:
+        (unpacked / name).with_suffix("").write_bytes(gzip.decompress((packed / name).read_bytes()))
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    done = here("fmnist_jax.train", *TINY, "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"data: FashionMNIST ({tmp_path})" in done.stderr
+    done = here("fmnist_jax.train", *TINY, "--data", str(unpacked))
+    assert_one_line(done, "fmnist_jax.train", 2, f"name the folder above both: {tmp_path}")
+
+
+def test_a_phone_s_picture_is_answered(trained_tiny: Path, tmp_path: Path) -> None:
+    first, second = Image.new("L", (280, 280)), Image.new("L", (140, 140), 255)
+    first.paste(180, (80, 40, 200, 240))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    for side in SIDES:
+        done = here(f"{side}.predict", str(trained_tiny), str(tmp_path / "phone.jpg"))
+        assert done.returncode == 0, done.stderr
+        assert "inverted" not in done.stderr, "the first picture is dark at its border, the second light"
 
 
 # File systems that cannot do everything
