@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import machine, measure, raw, report
 from fmnist import command
-from fmnist.command import complaint, like, option, parse
+from fmnist.command import UsageError, complaint, like, option, parse, say
 from fmnist.experiment import TRAINING_IMAGES, Experiment
 from fmnist.files import write_atomically
 from fmnist.runs.folders import prepare_folder
@@ -48,6 +48,8 @@ class BenchmarkOptions:
 
 def main() -> None:
     options = parse(BenchmarkOptions, sys.argv[1:], NAME, "Measure every way to train on this machine.")
+    if os.environ.get("JAX_DISABLE_JIT", "0").lower() not in ("0", "false", ""):
+        raise UsageError("JAX_DISABLE_JIT: compiled programs are what is measured; unset it")
     prepare_folder(options.output, (), overwrite=False)
     load = os.getloadavg()[0]
     rounds, epochs, grids, steps = (
@@ -77,8 +79,8 @@ def main() -> None:
         steady,
         growth,
     )
-    print(report.as_text(results), flush=True)
     _write(results, options.output / machine.file_name(described))
+    say(report.as_text(results))
 
 
 def _write(results: report.Results, stem: Path) -> None:

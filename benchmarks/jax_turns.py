@@ -19,8 +19,8 @@ from fmnist_jax.model import from_torch
 from fmnist_jax.sweep import population as populations
 
 
-def environment() -> Environment:
-    """Where JAX runs, and the accelerator's memory that it took at most."""
+def environment(_: str) -> Environment:
+    """Where either side runs, and the accelerator's memory that it took at most."""
     device = jax.devices()[0]
     name = "cpu" if device.platform == "cpu" else str(device.device_kind)
     return Environment(name, _cores(), (device.memory_stats() or {}).get("peak_bytes_in_use"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.sides import SIDES, Environment, Setting, Side
 from benchmarks.worker import Worker
-from fmnist.command import Failure
+from fmnist.command import Failure, UnavailableError
 from fmnist.experiment import TRAINING_IMAGES
 
 BEGINNING = time.perf_counter()
@@ -58,7 +58,7 @@ def run(command: list[str]) -> Usage:
     """Run a command to its end.
 
     Raises:
-        Failure: it failed; its last line on standard error is told.
+        Failure: it failed; its last line on standard error is told. An UnavailableError where its exit code says so.
     """
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
@@ -74,7 +74,8 @@ def run(command: list[str]) -> Usage:
         if process.returncode:
             said.seek(0)
             last = (said.read().decode(errors="replace").splitlines() or ["nothing"])[-1]
-            raise Failure(f"{' '.join(command[1:])}: exit code {process.returncode}, and it said: {last}")
+            failure = UnavailableError if process.returncode == UnavailableError.exit_code else Failure
+            raise failure(f"{' '.join(command[1:])}: exit code {process.returncode}, and it said: {last}")
     # Linux counts KiB, macOS bytes.
     return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 

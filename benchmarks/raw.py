@@ -5,21 +5,33 @@ from pathlib import Path
 
 import numpy as np
 
+from fmnist.command import Failure
 from fmnist.data import Split, load_dataset
 
 IMAGES, LABELS = 2051, 2049  # magic numbers of the IDX format: unsigned bytes in three dimensions and in one
 
 
 def write(place: str | None, folder: Path) -> str:
-    """Write what `--data` asks for below `folder`; returns the data's name. Fills the trainers' cache on the way."""
+    """Write what `--data` asks for below `folder`; returns the data's name. Fills the trainers' cache on the way.
+
+    Raises:
+        Failure: there is no room for it.
+    """
     dataset = load_dataset(place)
-    _raw(folder).mkdir(parents=True)
+    files = {}
     for prefix, split in (("train", dataset.train), ("t10k", dataset.test)):
         images, labels = split
-        header = struct.pack(">4I", IMAGES, *images.shape)
-        (_raw(folder) / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = struct.pack(">2I", LABELS, *labels.shape)
-        (_raw(folder) / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
+        files[f"{prefix}-images-idx3-ubyte"] = struct.pack(">4I", IMAGES, *images.shape) + images.tobytes()
+        files[f"{prefix}-labels-idx1-ubyte"] = struct.pack(">2I", LABELS, *labels.shape) + bytes(labels.tolist())
+    try:
+        _raw(folder).mkdir(parents=True)
+        for name, content in files.items():
+            (_raw(folder) / name).write_bytes(content)
+    except OSError as error:
+        needed = sum(map(len, files.values())) / 1e6
+        raise Failure(
+            f"{folder}: {error.strerror}: the data takes {needed:.0f} MB there; choose another folder by TMPDIR"
+        ) from None
     return dataset.name
 
 

@@ -1,5 +1,6 @@
 """Turns of the sides that are written in torch."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -19,13 +20,15 @@ from fmnist_torch import train
 from fmnist_torch.model import init
 
 
-def environment() -> Environment:
-    """Where torch runs, and the accelerator's memory that it took at most."""
+def environment(side: str) -> Environment:
+    """Where a side runs, and the accelerator's memory that it took at most."""
     device = train.find_device("auto")
+    with contextlib.nullcontext() if side == "post" else train.threads(Setting().experiment):
+        threads = torch.get_num_threads()
     if device.type == "cpu":
-        return Environment("cpu", torch.get_num_threads(), None)
+        return Environment("cpu", threads, None)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Environment(name, torch.get_num_threads(), torch.accelerator.max_memory_allocated())
+    return Environment(name, threads, torch.accelerator.max_memory_allocated())
 
 
 def post(folder: Path, setting: Setting) -> Prepared:
@@ -70,7 +73,8 @@ def _epoch(folder: Path, setting: Setting, images: int | None = None) -> Callabl
     optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
 
     def turn() -> None:
-        train.train_epoch(model, optimizer, pixels, labels, experiment.batch_size)
+        with train.threads(experiment):
+            train.train_epoch(model, optimizer, pixels, labels, experiment.batch_size)
 
     return turn
 

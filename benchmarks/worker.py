@@ -87,5 +87,6 @@ def _turn(turns: str, folder: Path, setting: Setting) -> float:
 
 
 def _environment(turns: str) -> Environment:
-    environment: Environment = pkgutil.resolve_name(f"{turns.partition(':')[0]}:environment")()
+    module, _, side = turns.partition(":")
+    environment: Environment = pkgutil.resolve_name(f"{module}:environment")(side)
     return environment

@@ -2,9 +2,13 @@
 
 import argparse
 import contextlib
+import functools
 import gc
+import io
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import Field, field, fields, is_dataclass
@@ -194,11 +198,14 @@ def run(command: Callable[[], None], name: str) -> int:
     # A closed standard stream is None, and printing to None is printing to standard output.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no character ends a command
     try:
         try:
             command()
         finally:
-            sys.stdout.flush()
+            with _naming_stdout():
+                sys.stdout.flush()
             # Python would look for cycles in all that was imported once more as it exits: 0.3 s for JAX or torch.
             gc.freeze()
     except Failure as failure:
@@ -214,10 +221,55 @@ def run(command: Callable[[], None], name: str) -> int:
         _silence_stdout()
         return 141
     except OSError as error:
-        _silence_stdout()
-        print(f"{name}: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+        print(f"{name}: {files + ': ' if files else ''}{error.strerror or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def say(*lines: str) -> None:
+    """Print lines on standard output, at once.
+
+    Raises:
+        Failure: they cannot be written.
+        BrokenPipeError: nobody reads them any more.
+    """
+    with _naming_stdout():
+        print(*lines, sep="\n", flush=True)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line on standard error, unless this process has done so before."""
+    print(line, file=sys.stderr)
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says, in words: a KeyError says the key only, others may say nothing."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) or type(error).__name__
+
+
+def interpreter() -> str:
+    """What a shell has to be given for this Python, as short as may be: `python` in an active environment."""
+    for name in ("python", "python3"):
+        if shutil.which(name) == sys.executable:
+            return name
+    here = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
+
+
+@contextlib.contextmanager
+def _naming_stdout() -> Iterator[None]:
+    """Let an OSError within say that it is about standard output: writing there does not."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence_stdout()
+        raise Failure(f"standard output: {error.strerror or error}") from None
 
 
 def _silence_stdout() -> None:

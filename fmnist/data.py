@@ -1,10 +1,10 @@
-"""FashionMNIST as NumPy arrays: found, verified, cached. Imports torchvision only to decode or to download."""
+"""FashionMNIST as NumPy arrays: found, verified, cached. Imports torchvision only to download."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
-import shutil
 import sys
 import tempfile
 from http.client import HTTPException
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fmnist.command import UnavailableError, UsageError
+from fmnist.command import UnavailableError, UsageError, words_of
 from fmnist.experiment import CLASSES, TEST_IMAGES, TRAINING_IMAGES
-from fmnist.files import read_file, write_atomically
+from fmnist.files import cache_folder, read_file, write_atomically
 
 # MD5 sums of the original files: torchvision/datasets/mnist.py, FashionMNIST.resources.
 MD5 = {
@@ -32,7 +31,15 @@ MD5 = {
 # Twice what the arrays take.
 MOST_CACHED = 2**27
 
-HOLDING = "that holds FashionMNIST's four .gz files below FashionMNIST/raw, or 'synthetic'"
+# Those of what they hold: torchvision unpacks them side by side, and some keep only these.
+UNPACKED_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
+HOLDING = "that holds FashionMNIST's four files, .gz or unpacked, below FashionMNIST/raw, or 'synthetic'"
 
 # `digest` of what torchvision decodes from those files.
 SHA256 = "8e6b298955e3c090ec818a394515f221aeed5424dea7ce580094efee9a22f112"
@@ -59,9 +66,10 @@ def load_dataset(place: str | None = None) -> Dataset:
     """The data that `--data` asks for, verified.
 
     Args:
-        place: a folder that holds `FashionMNIST/raw/*.gz`, read and checked itself; `"synthetic"` for the built-in
-            stand-in, as where `$FMNIST_DATA` says so; None for the cache or, where that is empty, the first of
-            `$FMNIST_DATA`, `./data` and `../shared/datasets` that holds the files, or else a download into `./data`.
+        place: a folder that holds `FashionMNIST/raw/*.gz`, or these unpacked, read and checked itself; `"synthetic"`
+            for the built-in stand-in, as where `$FMNIST_DATA` says so; None for the cache or, where that is empty, the
+            first of `$FMNIST_DATA`, `./data` and `../shared/datasets` that holds the files, or else a download into
+            `./data`.
 
     Raises:
         UsageError: a file is missing from `place` or damaged.
@@ -78,6 +86,8 @@ def load_dataset(place: str | None = None) -> Dataset:
         if not os.path.isdir(place):
             wrong = "not a folder" if os.path.exists(place) else "no such folder"
             raise UsageError(f"--data {place}: {wrong}; expected one {HOLDING}")
+        if not os.path.isdir(_raw(Path(place))):
+            _check_place(f"--data {place}", Path(place))
         return _read_folder(Path(place))
     cached = _read_cache()
     if cached is not None:
@@ -122,43 +132,58 @@ def _raw(folder: Path) -> Path:
     return folder / "FashionMNIST" / "raw"
 
 
-def _read_folder(folder: Path) -> Dataset:
-    """Decode a folder's four files by torchvision, in a copy, for it writes beside what it reads."""
-    for name in MD5:
-        _check_file(folder, name)
-    from torchvision.datasets import FashionMNIST
+def _file(raw: Path, name: str) -> Path:
+    """One of the four files, packed if it is there, or else unpacked."""
+    packed, unpacked = raw / name, raw / name.removesuffix(".gz")
+    return unpacked if os.path.exists(unpacked) and not os.path.exists(packed) else packed
 
-    with tempfile.TemporaryDirectory(prefix="fmnist-") as root:
-        copies = _raw(Path(root))
-        copies.mkdir(parents=True)
-        for name in MD5:
-            shutil.copyfile(_raw(folder) / name, copies / name)
-        train, test = (
-            Split(part.data.numpy(), part.targets.numpy())
-            for part in (FashionMNIST(root, train=is_train, download=True) for is_train in (True, False))
-        )
+
+def _check_place(said: str, folder: Path) -> None:
+    """Raise a UsageError where the files do not lie below FashionMNIST/raw, but in the folder or in its raw."""
+    for place in (folder, folder / "raw"):
+        if any(os.path.exists(_file(place, name)) for name in MD5):
+            whole = place if ".." not in place.parts and len(place.parts) > 2 else place.resolve()
+            if whole.parts[-2:] == ("FashionMNIST", "raw"):
+                raise UsageError(f"{said}: the files lie in {place}; name the folder above both: {whole.parents[1]}")
+            raise UsageError(f"{said}: the files lie in {place}; move them into {_raw(folder)}")
+
+
+def _read_folder(folder: Path) -> Dataset:
+    """Decode a folder's four files, each checked by its MD5 sum."""
+    arrays = [_read_idx(_file(_raw(folder), name)) for name in MD5]
+    train, test = (Split(images, labels.astype(np.int64)) for images, labels in (arrays[:2], arrays[2:]))
     wrong = _verify(train, test)
     if wrong is not None:
-        raise UsageError(f"{_raw(folder)}: {wrong}; the installed torchvision decodes the files differently")
+        raise UsageError(f"{_raw(folder)}: {wrong}")
     return Dataset("FashionMNIST", str(folder), SHA256, train, test)
 
 
-def _check_file(folder: Path, name: str) -> None:
-    """Raise a UsageError that says what is wrong with one of the four files, if anything is."""
-    path = _raw(folder) / name
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array in a file of the IDX format: a word with its number of dimensions, their lengths, its bytes.
+
+    Raises:
+        UsageError: it is not the original file.
+    """
+    sums = MD5 | UNPACKED_MD5
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{path}: not a file; expected a folder {HOLDING}")
-        md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; expected a folder {HOLDING}") from None
-    if md5 != MD5[name]:
-        other = next((other for other, known in MD5.items() if known == md5), None)
+        content = read_file(path, MOST_CACHED)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; expected a folder {HOLDING}") from None
+    except UsageError as error:
+        raise UsageError(f"{error}; expected a folder {HOLDING}") from None
+    md5 = hashlib.md5(content).hexdigest()
+    if md5 != sums[path.name]:
+        other = next((other for other, known in sums.items() if known == md5), None)
         mistake = f"it is {other} under a wrong name" if other else "it is damaged or something else"
         raise UsageError(
-            f"{path}: {mistake}: MD5 {md5}, expected {MD5[name]}; put the original file there, or delete it and let "
-            "a run without --data find or download the data"
+            f"{path}: {mistake}: MD5 {md5}, expected {sums[path.name]}; put the original file there, or delete it and "
+            "let a run without --data find or download the data"
         )
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _places() -> list[Path]:
@@ -168,8 +193,17 @@ def _places() -> list[Path]:
 
 
 def find_folder() -> Path | None:
-    """The first place that holds all four files."""
-    return next((place for place in _places() if all(os.path.exists(_raw(place) / name) for name in MD5)), None)
+    """The first place that holds all four files.
+
+    Raises:
+        UsageError: none does, but one holds them in another place.
+    """
+    for place in _places():
+        if all(os.path.exists(_file(_raw(place), name)) for name in MD5):
+            return place
+    for place in _places():
+        _check_place(str(place), place)
+    return None
 
 
 def _download() -> Path:
@@ -206,13 +240,16 @@ def _download() -> Path:
     return data
 
 
-def _cache_file() -> Path:
-    return Path(platformdirs.user_cache_dir("fmnist-parity")) / "FashionMNIST.safetensors"
+def _cache_file() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "FashionMNIST.safetensors"
 
 
 def _read_cache() -> Dataset | None:
     """The cached arrays; None, with a line that says so if they are damaged, where they have to be rebuilt."""
     path = _cache_file()
+    if path is None:
+        return None
     try:
         arrays = load(read_file(path, MOST_CACHED))
         train = Split(arrays["train_images"], arrays["train_labels"])
@@ -220,10 +257,8 @@ def _read_cache() -> Dataset | None:
         wrong = _verify(train, test)
     except FileNotFoundError:
         return None
-    except KeyError as error:
-        wrong = f"lacks {error}"
-    except (SafetensorError, UsageError, ValueError) as error:
-        wrong = str(error)
+    except (KeyError, SafetensorError, UsageError, ValueError) as error:
+        wrong = words_of(error)
     if wrong is not None:
         print(
             f"{path}: the data cache is damaged or unreadable ({wrong}); rebuilding it from the source",
@@ -236,6 +271,8 @@ def _read_cache() -> Dataset | None:
 def _write_cache(dataset: Dataset) -> None:
     """Keep the arrays for the next run; a cache that cannot be written costs time, not the run."""
     path = _cache_file()
+    if path is None:
+        return
     arrays = {
         f"{name}_{field}": array
         for name, split in (("train", dataset.train), ("test", dataset.test))

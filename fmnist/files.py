@@ -1,19 +1,26 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmnist.command import UsageError
+import platformdirs
+
+from fmnist.command import UsageError, say_once
+
+# What a file system answers that cannot flush, rather than one that failed to.
+UNSUPPORTED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`: whoever reads it sees all of the old or all of the new.
 
-    When this returns, the new file survives a loss of power.
+    When this returns, the new file survives a loss of power, where its file system can flush; it says so where not.
+    Who may read it is what the umask says.
 
     Raises:
         OSError: it could not be written; the old file is untouched and no temporary file is left.
@@ -23,13 +30,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary(path.name))
+    temporary = path.parent / f"{_temporary(path.name)}{secrets.token_hex(8)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with _closed_at_the_end(descriptor):
             _write(descriptor, content)
-            # mkstemp keeps its files from everybody else; results are for everybody to read.
-            os.fchmod(descriptor, 0o644)
-            os.fsync(descriptor)
+            _sync(descriptor, path.parent)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -44,7 +50,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: it could not be written; the file is as long as it was.
     """
-    with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)) as descriptor:
+    with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)) as descriptor:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         try:
             _write(descriptor, content)
@@ -57,14 +63,14 @@ def append(path: Path, content: bytes) -> None:
 def flush(path: Path) -> None:
     """Let what was written to the file at `path` so far survive a loss of power."""
     with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY)) as descriptor:
-        os.fsync(descriptor)
+        _sync(descriptor, path.parent)
 
 
 def cut(path: Path, size: int) -> None:
     """Cut the file at `path` down to its first `size` bytes, in place."""
     with _naming(path), _closed_at_the_end(os.open(path, os.O_WRONLY)) as descriptor:
         os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
+        _sync(descriptor, path.parent)
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -79,7 +85,8 @@ def read_file(path: Path, most: int) -> bytes:
         with _closed_at_the_end(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{path}: not a regular file; move it away")
+                what = "a folder, " if stat.S_ISDIR(status.st_mode) else ""
+                raise UsageError(f"{path}: {what}not a regular file; expected one")
             if status.st_size > most:
                 raise UsageError(f"{path}: {status.st_size:,} bytes, expected at most {most:,}; it is something else")
             with open(descriptor, "rb", closefd=False) as file:
@@ -87,7 +94,7 @@ def read_file(path: Path, most: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; make it readable or move it away") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
 
 
 def clear_temporaries(folder: Path, names: tuple[str, ...]) -> None:
@@ -110,8 +117,35 @@ def _write(descriptor: int, content: bytes) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """A new name is safe on the disk only when its folder is."""
-    with _closed_at_the_end(os.open(folder, os.O_RDONLY)) as descriptor:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError as error:  # files may be made in it, and its list not be read
+        _say_unsafe(folder, error)
+        return
+    with _closed_at_the_end(descriptor):
+        _sync(descriptor, folder)
+
+
+def _sync(descriptor: int, folder: Path) -> None:
+    """Flush, as far as the folder's file system can."""
+    try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _say_unsafe(folder, error)
+
+
+def _say_unsafe(folder: Path, error: OSError) -> None:
+    say_once(f"{folder}: cannot be flushed ({error.strerror}): a loss of power may take what was written last")
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for what is kept between runs; None where the user has no home."""
+    try:
+        return Path(platformdirs.user_cache_dir("fmnist-parity"))
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

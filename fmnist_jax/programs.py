@@ -4,13 +4,13 @@ import contextlib
 import hashlib
 import mmap
 import os
-from pathlib import Path
 
 import jax
 import numpy as np
-import platformdirs
 from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
 from numpy.typing import NDArray
+
+from fmnist.files import cache_folder
 
 
 def keep() -> None:
@@ -19,10 +19,11 @@ def keep() -> None:
     XLA compiles for the very processor that it runs on, and JAX takes a program for any of its kind: a folder that
     several machines share holds a folder for each kind of processor.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    cache = cache_folder()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:
         return
     processor = hashlib.sha256(repr(sorted(CPU_FEATURES.items())).encode()).hexdigest()[:16]
-    folder = Path(platformdirs.user_cache_dir("fmnist-parity")) / "programs" / processor
+    folder = cache / "programs" / processor
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))

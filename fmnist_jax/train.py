@@ -1,6 +1,5 @@
 """Train the mirror: `python -m fmnist_jax.train`."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import optax
 from flax.training.train_state import TrainState
 from jax import lax
 from jax.sharding import SingleDeviceSharding
-from jax.stages import Compiled
 from numpy.typing import NDArray
 
 from fmnist import command
@@ -29,6 +27,9 @@ from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
 
 NAME = "fmnist_jax.train"
+
+Program = Callable[[TrainState, jax.Array, jax.Array], tuple[Any, jax.Array]]
+"""One of a state, images and labels, for a batch size."""
 
 
 def decode(images: NDArray[np.uint8], device: jax.Device | jax.sharding.Sharding) -> jax.Array:
@@ -125,8 +126,10 @@ def scan_batches(
 def _transposed(state: TrainState) -> TrainState:
     """The same state with its kernels as `(out, in)`: so carried, XLA's loop on a CPU takes 51 ms an epoch, not 72."""
 
+    apply = state.apply_fn  # what is kept of a traced function must not hold the values that it was traced with
+
     def apply_fn(variables: Any, images: jax.Array) -> jax.Array:
-        outputs: jax.Array = state.apply_fn(jax.tree.map(jnp.transpose, variables), images)
+        outputs: jax.Array = apply(jax.tree.map(jnp.transpose, variables), images)
         return outputs
 
     transposed: TrainState = jax.tree.map(jnp.transpose, state).replace(apply_fn=apply_fn)
@@ -139,8 +142,17 @@ def _check(images: jax.Array, labels: jax.Array) -> None:
     chex.assert_type([images, labels], [float, int])
 
 
-def compile_ahead(state: TrainState, batch_size: int, device: jax.Device) -> tuple[Compiled, Compiled]:
-    """`train_epoch` and `evaluate` as programs for all of the data, which need not be there yet."""
+def compile_ahead(state: TrainState, batch_size: int, device: jax.Device) -> tuple[Program, Program]:
+    """`train_epoch` and `evaluate` as programs for all of the data, which need not be there yet.
+
+    Under `JAX_DISABLE_JIT` they are the functions, whose every operation can be watched.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        print(
+            "JAX_DISABLE_JIT: nothing is compiled; an epoch of 938 steps takes about a minute",
+            file=sys.stderr,
+        )
+        return partial(train_epoch, batch_size=batch_size), partial(evaluate, batch_size=batch_size)
     here = SingleDeviceSharding(device)
 
     def split(count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -153,18 +165,38 @@ def compile_ahead(state: TrainState, batch_size: int, device: jax.Device) -> tup
     )
 
 
+def local_devices() -> list[jax.Device]:
+    """JAX's default devices.
+
+    Raises:
+        UnavailableError: JAX has none.
+    """
+    try:
+        return jax.devices()
+    # RuntimeError is what JAX documents; without CUDA wheels JAX_PLATFORMS=cuda fails an assertion, and plugins raise
+    # errors of their own.
+    except Exception as error:
+        asked_for = jax.config.jax_platforms  # type: ignore[attr-defined]
+        where = f": JAX_PLATFORMS={asked_for}, and its plugin is missing or fails" if asked_for else ""
+        said = str(error) or "no backend could be initialized"
+        raise command.UnavailableError(f"JAX has no device to run on{where} ({said})") from None
+
+
+def cpu_devices() -> list[jax.Device]:
+    """The CPU as JAX's devices; none where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.devices("cpu")
+    except RuntimeError:
+        return []
+
+
 def find_device(name: str) -> jax.Device:
     """The device of that name; `auto` is JAX's default one.
 
     Raises:
         UnavailableError: it is not here; the message lists those that are.
     """
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:
-        raise command.UnavailableError(f"JAX has no device to run on: {error}") from None
-    with contextlib.suppress(RuntimeError):
-        devices = [*devices, *jax.devices("cpu")]
+    devices = [*local_devices(), *cpu_devices()]
     here = {"auto": devices[0]}
     for device in devices:
         # An NVIDIA GPU is "gpu" to jax.devices and "cuda:0" when printed.

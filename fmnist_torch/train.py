@@ -1,6 +1,10 @@
 """Train the reference: `python -m fmnist_torch.train`."""
 
+import contextlib
+import itertools
+import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -11,12 +15,18 @@ from torch.nn.functional import cross_entropy
 
 from fmnist import command
 from fmnist.data import Split, load_dataset
+from fmnist.experiment import Experiment
 from fmnist.runs.environment import Environment
 from fmnist.runs.options import parse_options
 from fmnist.runs.run import start
 from fmnist_torch.model import from_numpy, init, to_numpy
 
 NAME = "fmnist_torch.train"
+
+# Multiply-adds of a batch's forward pass from which on torch's threads pay on an idle machine: those of 64 images and
+# 128 hidden units. On 2 cores, two threads took 1.1 times as long as one with 16 units, 0.94 with 64, 0.75 with 256;
+# beside other work, where each waits for the other, 7 times as long with 16 units and 2 or more with any.
+WORTH_THREADS = 64 * 794 * 128
 
 
 def decode(images: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -64,6 +74,24 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) 
     return correct, torch.stack(losses)
 
 
+@contextlib.contextmanager
+def threads(experiment: Experiment) -> Iterator[int]:
+    """Let torch use as many CPU threads in the block as pay for the experiment; gives their number.
+
+    One where the products are small, as the post's are, and torch's own number of threads where they are not, or where
+    OMP_NUM_THREADS or MKL_NUM_THREADS asks for one. Sums may be added up in another order by more threads: of small
+    networks the bits depend on the machine's cores only if they are asked to.
+    """
+    before = torch.get_num_threads()
+    work = experiment.batch_size * sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(experiment.widths))
+    asked_for = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
+    torch.set_num_threads(before if asked_for or work > WORTH_THREADS else 1)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
 def find_device(name: str) -> torch.device:
     """The device of that name; `auto` is the accelerator where there is one, as in the post.
 
@@ -72,12 +100,16 @@ def find_device(name: str) -> torch.device:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kinds = [accelerator.type] if accelerator else []
-    if name == "auto":
-        return torch.device(*kinds or ["cpu"])
     here = ["cpu", *kinds, *(f"{kind}:{index}" for kind in kinds for index in range(torch.accelerator.device_count()))]
-    if name not in here:
+    if name not in ("auto", *here):
         raise command.UnavailableError(f"--device {name}: not here; expected auto or one of {', '.join(here)}")
-    return torch.device(name)
+    device = torch.device([*kinds, "cpu"][0] if name == "auto" else name)
+    try:
+        torch.zeros(1, device=device)
+    # A device may be listed that is busy, or too old for this torch; drivers raise what they like.
+    except Exception as error:
+        raise command.UnavailableError(f"--device {name}: torch cannot use {device} ({error})") from None
+    return device
 
 
 def main() -> None:
@@ -85,22 +117,22 @@ def main() -> None:
     experiment = options.experiment
     device = find_device(options.device)
     dataset = load_dataset(options.data)
-    precision = torch.get_float32_matmul_precision()
-    environment = Environment("torch", str(device), precision, torch.get_num_threads())
-    with start(options, environment, dataset, NAME) as run:
-        model = init(experiment)
-        model.load_state_dict(from_numpy(run.begin(partial(to_numpy, model))))
-        model.to(device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
-        train_data, test_data = (decode_split(split, device) for split in (dataset.train, dataset.test))
+    with threads(experiment) as count:
+        environment = Environment("torch", str(device), torch.get_float32_matmul_precision(), count)
+        with start(options, environment, dataset, NAME) as run:
+            model = init(experiment)
+            model.load_state_dict(from_numpy(run.begin(partial(to_numpy, model))))
+            model.to(device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
+            train_data, test_data = (decode_split(split, device) for split in (dataset.train, dataset.test))
 
-        for epoch in run.epochs():
-            losses = train_epoch(model, optimizer, *train_data, experiment.batch_size)
-            run.report_training(epoch, losses.cpu())
-            correct, losses = evaluate(model, *test_data, experiment.batch_size)
-            run.report_test(epoch, correct.cpu(), losses.cpu())
-            run.keep(epoch, partial(to_numpy, model))
-        run.finish(to_numpy(model))
+            for epoch in run.epochs():
+                losses = train_epoch(model, optimizer, *train_data, experiment.batch_size)
+                run.report_training(epoch, losses.cpu())
+                correct, losses = evaluate(model, *test_data, experiment.batch_size)
+                run.report_test(epoch, correct.cpu(), losses.cpu())
+                run.keep(epoch, partial(to_numpy, model))
+            run.finish(to_numpy(model))
 
 
 if __name__ == "__main__":

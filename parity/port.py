@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist.command import UsageError
+from fmnist.command import UnavailableError, UsageError
 from fmnist.experiment import CLASSES, PIXELS, Experiment, StateDict
 
 Array = NDArray[Any]
@@ -103,7 +103,7 @@ def find(name: str) -> Any:
         if not attribute:
             traceback.print_exc()
         raise PortError(f"--port {name}: {error}; expected module:attribute") from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UnavailableError):
         raise
     except BaseException as error:
         traceback.print_exc()

@@ -4,22 +4,27 @@ import itertools
 import re
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
-from fmnist.command import UsageError
-from fmnist.experiment import CLASSES, PIXELS, Experiment, StateDict
+from fmnist.command import UsageError, words_of
+from fmnist.experiment import CLASSES, FLOAT32, PIXELS, Experiment, StateDict
 from fmnist.files import read_file
 from fmnist.runs.checkpoints import MOST_BYTES
+from fmnist.runs.folders import CHECKPOINT, MODEL
 from fmnist.signatures import kind_of
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 EXPECTED = "expected a safetensors file of linear layers from 784 to 10, such as a trainer's model.safetensors"
 
 
 def read_model(path: Path) -> tuple[Experiment, StateDict]:
-    """The parameters in a safetensors file, `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …
+    """The parameters in a safetensors file, or in that of a run's folder.
 
+    They are `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …, whatever they were there.
     Layers may have any names, as in any `state_dict` of linear layers with biases; they stand in the order of the
     numbers in them. The experiment is that of the widths, all else as usual. A trainer's own file carries its SHA-256,
     which has to be right.
@@ -27,14 +32,33 @@ def read_model(path: Path) -> tuple[Experiment, StateDict]:
     Raises:
         UsageError: it cannot be read, or holds something else.
     """
+    if path.is_dir():
+        path, folder = path / MODEL, path
+        if not path.exists():
+            has = f"that run has not come to its end: resume it, or give its {CHECKPOINT}"
+            raise UsageError(f"{path}: no such file; {has if (folder / CHECKPOINT).exists() else EXPECTED}")
     try:
         content = read_file(path, MOST_BYTES)
         kind_of(content)
-        return _layers(load(content))
+        return _layers({name: _tensor(name, **told) for name, told in sorted(deserialize(content))})  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; {EXPECTED}") from None
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UsageError(f"{path}: {str(error)[:200] or 'damaged'}; {EXPECTED}") from None
+        raise UsageError(f"{path}: {words_of(error)[:200]}; {EXPECTED}") from None
+
+
+def _tensor(name: str, dtype: str, shape: list[int], data: bytes) -> NDArray[np.float32]:
+    """A file's tensor; bfloat16 and float64 as float32."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} is of type {dtype}, which is not read: convert it by model.float() before saving")
+    tensor = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    with np.errstate(over="ignore"):
+        tensor = tensor.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{name} holds values beyond float32's {FLOAT32.max:.2g}")
+    return tensor
 
 
 def _layers(state_dict: StateDict) -> tuple[Experiment, StateDict]:
@@ -51,10 +75,7 @@ def _layers(state_dict: StateDict) -> tuple[Experiment, StateDict]:
         found[f"fc{layer}.weight"], found[f"fc{layer}.bias"] = weight, bias
     if widths[-1] != CLASSES or len(widths) < 3:
         raise ValueError(f"its layers have widths {'-'.join(map(str, widths))}")
-    for name, tensor in found.items():
-        if tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
-            raise ValueError(f"{name} is {tensor.dtype}, or holds values that are not finite")
-    return Experiment(hidden=tuple(widths[1:-1])), {name: tensor.astype(np.float32) for name, tensor in found.items()}
+    return Experiment(hidden=tuple(widths[1:-1])), found
 
 
 def _by_numbers(name: str) -> list[int | str]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist import metrics
-from fmnist.command import UsageError, like, option, parse
+from fmnist.command import Failure, like, option, parse, say
 from fmnist.data import Dataset, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
 from fmnist.files import write_atomically
@@ -47,13 +47,13 @@ class PredictOptions:
 
     model: Path = option(
         MISSING,
-        "A safetensors file of linear layers from 784 to 10, such as either trainer's model.safetensors.",
+        "A run's folder, or any safetensors file of linear layers from 784 to 10.",
         metavar="MODEL",
         positional=True,
     )
     images: tuple[Path, ...] = option(
         (),
-        "PNG or JPEG files of any size; without any, the model is tried on the test set.",
+        "PNG, JPEG, GIF, WebP or BMP files of any size; without any, the model is tried on the test set.",
         metavar="IMAGE",
         positional=True,
     )
@@ -61,13 +61,12 @@ class PredictOptions:
     data: str | None = like(TrainOptions, "data")
     device: str = like(TrainOptions, "device")
     output: Path | None = option(
-        None, "Folder for predictions.json and predictions.png, a page of pictures, of the test set.", metavar="DIR"
+        None,
+        "Folder for predictions.json and predictions.png, a page of pictures: of the images as the network gets them, "
+        "or of the test set.",
+        metavar="DIR",
     )
     overwrite: bool = option(False, "Replace the predictions that --output already holds.")
-
-    def __post_init__(self) -> None:
-        if self.images and self.output is not None:
-            raise UsageError("--output is for the test set; leave it out, or the images")
 
 
 def run(arguments: list[str], name: str, prepare: Callable[[str], Predict]) -> None:
@@ -79,31 +78,59 @@ def run(arguments: list[str], name: str, prepare: Callable[[str], Predict]) -> N
     options = parse(PredictOptions, arguments, name, "Ask a trained model what is in images.")
     predict = prepare(options.device)
     experiment, state_dict = read_model(options.model)
+    if options.output is not None:
+        check_folder(options.output, (JSON, PICTURE), options.overwrite)
     if options.images:
         _say_of_images(options, lambda images: predict(experiment, state_dict, images))
         return
-    if options.output is not None:
-        check_folder(options.output, (JSON, PICTURE), options.overwrite)
     dataset = load_dataset(options.data)
-    _say_of_test_set(options, dataset, state_dict, predict(experiment, state_dict, dataset.test.images))
+    probabilities = predict(experiment, state_dict, dataset.test.images)
+    _check_finite(probabilities, [f"test image {number}" for number in range(1, len(probabilities) + 1)])
+    _say_of_test_set(options, dataset, state_dict, probabilities)
+
+
+def _check_finite(probabilities: Probabilities, names: Sequence[Any]) -> None:
+    """Raise a Failure that names the first input whose answer is no number: a NaN is no most likely class."""
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        raise Failure(
+            f"{names[int(finite.argmin())]}: the network's outputs are not finite, for its parameters are too large; "
+            "give a model that was trained to its end"
+        )
 
 
 def _say_of_images(options: PredictOptions, predict: Callable[[NDArray[np.uint8]], Probabilities]) -> None:
     from fmnist.predictions.images import read_image
+    from fmnist.predictions.likeness import CAUTION, unlike_training
 
     prepared = [read_image(path) for path in progress(options.images, "images")]
-    answers = []
-    for path, image, probabilities in zip(
-        options.images, prepared, predict(np.stack([image.pixels for image in prepared])), strict=True
-    ):
+    pixels = np.stack([image.pixels for image in prepared])
+    probabilities = predict(pixels)
+    _check_finite(probabilities, options.images)
+    unlike = [unlike_training(image) for image in pixels]
+    answers = [
+        {"image": str(path), "inverted": image.inverted, "unlike_training": words, **_answer(its)}
+        for path, image, words, its in zip(options.images, prepared, unlike, probabilities, strict=True)
+    ]
+    content = json.dumps(answers, indent=1, allow_nan=False)
+    if options.output is not None:
+        from fmnist.predictions.page import draw_images
+
+        title = f"As {options.model} gets them, and what it takes them for"
+        page = draw_images(title, CAUTION, [path.name for path in options.images], pixels, unlike, NAMES, probabilities)
+        write_atomically(options.output / JSON, (content + "\n").encode())
+        write_atomically(options.output / PICTURE, page)
+    for path, image, words in zip(options.images, prepared, unlike, strict=True):
         if image.inverted:
             print(f"{path}: its background is light, FashionMNIST's is black: inverted", file=sys.stderr)
-        answers.append({"image": str(path), "inverted": image.inverted, **_answer(probabilities)})
-        if not options.json:
-            likeliest = probabilities.argsort()[::-1][:LIKELIEST]
-            print(f"{path}: {', '.join(f'{NAMES[label]} {probabilities[label]:.1%}' for label in likeliest)}")
+        if words is not None:
+            print(f"{path}: {words}: do not believe its classes", file=sys.stderr)
+    print(f"caution: {CAUTION}", file=sys.stderr)
     if options.json:
-        print(json.dumps(answers, indent=1))
+        say(content)
+        return
+    for path, its in zip(options.images, probabilities, strict=True):
+        say(f"{path}: {', '.join(f'{NAMES[label]} {its[label]:.1%}' for label in likeliest(its))}")
 
 
 def _answer(probabilities: Probabilities) -> dict[str, Any]:
@@ -111,6 +138,11 @@ def _answer(probabilities: Probabilities) -> dict[str, Any]:
         "class": NAMES[int(probabilities.argmax())],
         "probabilities": dict(zip(NAMES, map(float, probabilities), strict=True)),
     }
+
+
+def likeliest(probabilities: Probabilities) -> list[int]:
+    """The three likeliest classes of an image, the most likely first."""
+    return [int(label) for label in probabilities.argsort(kind="stable")[::-1][:LIKELIEST]]
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,18 +179,18 @@ def _say_of_test_set(
         },
         "confusion": counts.tolist(),
     }
-    content = json.dumps(found, indent=1)
-    if options.json:
-        print(content)
-    else:
-        print(f"{accuracy:.2%} of {len(labels):,} test images of {dataset.name} are correctly classified")
-        print(f"{'class':<12} {'precision':>9} {'recall':>7} {'images':>6}")
-        for label, name in enumerate(NAMES):
-            print(f"{name:<12} {precision[label]:>9.1%} {recall[label]:>7.1%} {counts[label].sum():>6}")
+    content = json.dumps(found, indent=1, allow_nan=False)
     if options.output is not None:
         from fmnist.predictions.page import draw
 
         title = f"{options.model} on {dataset.name}: {accuracy:.2%} of {len(labels):,} test images"
-        write_atomically(options.output / JSON, (content + "\n").encode())
         page = draw(title, NAMES, counts, images, labels, probabilities, state_dict["fc1.weight"])
+        write_atomically(options.output / JSON, (content + "\n").encode())
         write_atomically(options.output / PICTURE, page)
+    if options.json:
+        say(content)
+        return
+    say(f"{accuracy:.2%} of {len(labels):,} test images of {dataset.name} are correctly classified")
+    say(f"{'class':<12} {'precision':>9} {'recall':>7} {'images':>6}")
+    for label, name in enumerate(NAMES):
+        say(f"{name:<12} {precision[label]:>9.1%} {recall[label]:>7.1%} {counts[label].sum():>6}")

@@ -1,19 +1,26 @@
-"""A run's curves as TensorBoard shows them, under the same tags on both sides."""
+"""A run's curves as TensorBoard shows them, under the same tags on both sides.
+
+TensorBoard names a run by its folder's place below `--logdir`: `jax` and `torch` here, so that it is never just `.`.
+"""
 
 import contextlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmnist.command import UnavailableError
+from fmnist.command import UnavailableError, interpreter
 
 FOLDER = "tensorboard"
 
 
-def start(output: Path, done: int) -> Any:
+def start(output: Path, framework: str, done: int) -> Any:
     """A writer into a run's folder that continues after `done` updates; what was written of later ones is dropped.
+
+    Args:
+        framework: whose curves they are. A run that the other side goes on with has curves of both.
 
     Raises:
         UnavailableError: tensorboardX is not installed.
@@ -23,11 +30,21 @@ def start(output: Path, done: int) -> Any:
             from tensorboardX import SummaryWriter
     except ImportError:
         raise UnavailableError(
-            "--tensorboard: tensorboardX is not installed; add it by pip install 'fmnist-parity[tensorboard]'"
+            f"--tensorboard: tensorboardX is not installed; add it by {interpreter()} -m pip install tensorboardX"
         ) from None
+    folder = output / FOLDER
     if not done:
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
-    return SummaryWriter(str(output / FOLDER), purge_step=done + 1 if done else None)
+        shutil.rmtree(folder, ignore_errors=True)
+        return SummaryWriter(str(folder / framework))
+    for other in folder.glob("*/"):
+        if other.name != framework:
+            SummaryWriter(str(other), purge_step=done + 1).close()
+    return SummaryWriter(str(folder / framework), purge_step=done + 1)
+
+
+def command(output: Path) -> str:
+    """The command that shows a run; given the folder above those of several runs, it lays them over each other."""
+    return f"{interpreter()} -m tensorboard.main --logdir {shlex.quote(str(output))}"
 
 
 @contextlib.contextmanager

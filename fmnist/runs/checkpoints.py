@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fmnist.command import UsageError
+from fmnist.command import UsageError, words_of
 from fmnist.experiment import MOST_PARAMETERS, Experiment, StateDict
 from fmnist.files import read_file, write_atomically
 from fmnist.signatures import kind_of, save_signed
@@ -62,8 +62,7 @@ def read(path: Path) -> Checkpoint:
     try:
         return _decoded(content)
     except (UsageError, AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        wrong = str(error)[:200] or type(error).__name__
-        raise UsageError(f"{path}: {wrong}; restore it, or start over with --overwrite") from None
+        raise UsageError(f"{path}: {words_of(error)[:200]}; restore it, or start over with --overwrite") from None
 
 
 def _decoded(content: bytes) -> Checkpoint:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fmnist.command import UsageError
+from fmnist.command import UsageError, say_once
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -24,14 +24,15 @@ LOCK = ".lock"
 def hold(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder until the end of the block, or of this process however it dies.
 
-    The kernel holds the lock for as long as its owner lives; the file's content only tells who that is.
+    The kernel holds the lock for as long as its owner lives; the file's content only tells who that is. On a file
+    system without locks nothing keeps others out, which is said.
 
     Raises:
         UsageError: another process holds it.
     """
     path = folder / LOCK
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -40,17 +41,22 @@ def hold(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"--output {folder}: process {owner} is at work there; wait for it, or choose another folder"
             ) from None
+        except OSError as error:
+            say_once(f"--output {folder}: cannot be locked ({error.strerror}): see to it that no other run uses it")
+            break
         # The last owner may have deleted the file between our opening and locking it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    with contextlib.suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(descriptor)
 
 

@@ -21,11 +21,16 @@ def graceful(advice: str) -> Iterator[Callable[[], None]]:
 
     A signal raises `Interrupted` at the next safe point. If none comes within 0.8 s, for compiled programs cannot be
     left, or if a second signal comes, the process ends at once, between any two instructions: files must be valid
-    always.
+    always. A signal that this process was told to ignore stays ignored, and outside of the main thread, where Python
+    takes no handlers, signals do what they did.
 
     Args:
         advice: what the user is told at either end.
     """
+    mine = [each for each in SIGNALS if signal.getsignal(each) not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread() or not mine:
+        yield lambda: None
+        return
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     asked = threading.Event()
@@ -35,7 +40,7 @@ def graceful(advice: str) -> Iterator[Callable[[], None]]:
         """Python runs handlers only between instructions of its main thread; this thread never waits for that."""
         nonlocal number
         first = os.read(receiving, 1)
-        if not first or first[0] not in SIGNALS:
+        if not first or first[0] not in mine:
             return
         number = first[0]
         asked.set()
@@ -54,7 +59,7 @@ def graceful(advice: str) -> Iterator[Callable[[], None]]:
     def leave_to_watch(_: int, __: FrameType | None) -> None:
         pass
 
-    before = [signal.signal(each, leave_to_watch) for each in SIGNALS]
+    before = [signal.signal(each, leave_to_watch) for each in mine]
     wakeup = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -63,7 +68,7 @@ def graceful(advice: str) -> Iterator[Callable[[], None]]:
     finally:
         asked.clear()
         signal.set_wakeup_fd(wakeup)
-        for each, handler in zip(SIGNALS, before, strict=True):
+        for each, handler in zip(mine, before, strict=True):
             signal.signal(each, handler)
         os.write(sending, b"\0")
         watcher.join(GRACE)

@@ -45,9 +45,10 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
 def header(experiment: Experiment, environment: Environment, dataset: Dataset, done: int | None) -> list[str]:
     """What a run says of itself before it starts, or is resumed after `done` epochs."""
     packages = ", ".join(f"{name} {its}" for name, its in installed().items() if name.startswith(environment.framework))
+    threads = f"{environment.threads} thread{'s' * (environment.threads > 1)}"
     return [
         f"{packages}, numpy {version('numpy')}, Python {platform.python_version()}",
-        f"device: {environment.device}, {environment.precision} precision, {environment.threads} threads",
+        f"device: {environment.device}, {environment.precision} precision, {threads}",
         f"data: {dataset.name} ({dataset.source}), SHA-256 {dataset.sha256[:16]}…",
         f"network: {describe(experiment)}, {experiment.parameters:,} parameters",
         *_progress_so_far(done, experiment.epochs),

@@ -17,8 +17,8 @@ class TrainOptions:
     experiment: Experiment = field(default_factory=Experiment)
     data: str | None = option(
         None,
-        "Folder that holds FashionMNIST/raw/*.gz; 'synthetic' draws a stand-in. By default $FMNIST_DATA, ./data and "
-        "../shared/datasets are tried, then a download into ./data.",
+        "Folder that holds FashionMNIST/raw/*.gz, or these unpacked; 'synthetic' draws a stand-in. By default "
+        "$FMNIST_DATA, ./data and ../shared/datasets are tried, then a download into ./data.",
         metavar="DIR|synthetic",
     )
     device: str = option(
@@ -40,7 +40,11 @@ class TrainOptions:
         "Epochs from one checkpoint in --output to the next.",
         expected="a whole number of at least 1, e.g. --checkpoint-every 1",
     )
-    tensorboard: bool = option(False, "Write the curves for TensorBoard, too, into the folder tensorboard in --output.")
+    tensorboard: bool = option(
+        False,
+        "Write the curves for TensorBoard, too, into the folder tensorboard in --output; tensorboard --logdir DIR "
+        "shows them, and lays those of several runs over each other where DIR is the folder above them.",
+    )
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:

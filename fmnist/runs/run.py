@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fmnist import metrics
-from fmnist.command import Failure, Interrupted
+from fmnist.command import Failure, Interrupted, interpreter, say
 from fmnist.data import Dataset
 from fmnist.experiment import StateDict
 from fmnist.files import append, clear_temporaries, cut, flush, write_atomically
@@ -81,8 +81,8 @@ class Run:
         for step in range(0, steps, LOG_EVERY):
             lines.append(loss_line(losses[step], step, self.options.experiment.batch_size, total))
             entries.append({"epoch": epoch, "step": step + 1, "loss": float(losses[step])})
-        print("\n".join(lines), flush=True)
         self._record(entries)
+        say(*lines)
         if steps < len(losses):
             raise self._not_finite(f"training loss of epoch {epoch}, step {steps + 1} of {len(losses)},")
 
@@ -99,8 +99,8 @@ class Run:
             raise self._not_finite(f"test loss after epoch {epoch}, step {self.steps}, in {step},")
         accuracy = float(metrics.accuracy(correct, len(self.dataset.test.labels)))
         average_loss = float(metrics.average_loss(losses))
-        print(evaluation_lines(accuracy, average_loss), flush=True)
         self._record([{"epoch": epoch, "accuracy": accuracy, "average_loss": average_loss}])
+        say(evaluation_lines(accuracy, average_loss))
 
     def keep(self, epoch: int, state_dict: Callable[[], StateDict]) -> None:
         """Keep the state after an epoch where it is time to, and end here if a signal asked for it.
@@ -130,7 +130,7 @@ class Run:
             experiment = self.options.experiment
             title = f"{self.environment.framework} on {self.dataset.name}: {describe(experiment)}"
             self._write(CURVES, draw(title, self.entries, self.steps))
-        print("Done!", flush=True)
+        say("Done!")
 
     def epochs(self) -> Iterator[int]:
         """The run's epochs still to come, counted from 1, behind a progress bar where standard error is a terminal."""
@@ -195,13 +195,17 @@ def start(options: TrainOptions, environment: Environment, dataset: Dataset, nam
             stack.enter_context(folders.hold(folder))
             stack.callback(run.writer.shutdown)
             run.resumed = resuming.restore(folder, options, dataset) if options.resume else None
+            if options.resume and run.resumed is None:
+                print(f"--resume: {folder} holds no run yet: starting one", file=sys.stderr)
             _settle(run, folder)
-            advice += f"; resume by: python -m {name} --output {shlex.quote(str(folder))} --resume"
+            advice += f"; resume by: {interpreter()} -m {name} --output {shlex.quote(str(folder))} --resume"
             if options.tensorboard:
-                run.board = boards.start(folder, run.resumed.step if run.resumed else 0)
+                run.board = boards.start(folder, environment.framework, run.resumed.step if run.resumed else 0)
                 stack.callback(run.board.close)
         done = run.resumed.epoch if run.resumed else None
         print("\n".join(header(options.experiment, environment, dataset, done)), file=sys.stderr)
+        if folder is not None and options.tensorboard:
+            print(f"TensorBoard: {boards.command(folder)}", file=sys.stderr)
         run.safe_point = stack.enter_context(interruption.graceful(advice))
         yield run
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fmnist import command
-from fmnist.command import complaint, like, option, parse
+from fmnist.command import UsageError, complaint, like, option, parse, say
 from fmnist.data import load_dataset
 from fmnist.experiment import Experiment
 from fmnist.files import write_atomically
@@ -68,6 +68,8 @@ class LessonsOptions:
 def main() -> None:
     description = "Try the post's lessons on many seeds."
     options = parse(LessonsOptions, sys.argv[1:], NAME, description)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UsageError("JAX_DISABLE_JIT: the lessons train thousands of epochs and time compiled ones; unset it")
     devices.split_cpu()
     programs.keep()
     mesh = devices.find_mesh(options.device)
@@ -87,15 +89,15 @@ def main() -> None:
         percents = 100 * np.stack([member.accuracy for member in members])
         for setting, seeds in zip(settings, np.split(percents, len(settings)), strict=True):
             accuracy[setting.hidden, setting.softmax_output] = seeds
-    kinds = {device.platform: device for device in [*jax.devices("cpu"), *mesh.local_devices][::-1]}
+    kinds = {device.platform: device for device in [*train.cpu_devices(), *mesh.local_devices][::-1]}
     timings = [timing for device in kinds.values() for timing in latency.measure(device)]
 
     lessons = conclude(Observations(options.all_seeds, accuracy, timings))
-    print("\n".join(report.table(lessons)), flush=True)
     if options.output is not None:
         described = describe_environment(environment, dataset)
         write_atomically(options.output / JSON, report.as_json(lessons, timings, described))
         write_atomically(options.output / PICTURE, report.draw(lessons, accuracy, timings, dataset.name))
+    say(*report.table(lessons))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 
 from fmnist import command
-from fmnist.command import parse
+from fmnist.command import parse, say
 from fmnist.data import load_dataset
 from fmnist.files import write_atomically
 from fmnist.runs.environment import Environment, describe_environment
@@ -30,9 +30,10 @@ def main() -> None:
     programs.keep()
     if options.distributed or options.processes > 1:
         hosts.join(NAME, options)
+    mesh = devices.find_mesh(options.device)
+    if options.distributed or options.processes > 1:
         hosts.agree(repr(replace(options, process=0, data=None, output=None, overwrite=False)) + dataset.sha256)
     processes, is_first = jax.process_count(), jax.process_index() == 0
-    mesh = devices.find_mesh(options.device)
     memory = devices.free_memory(mesh) if options.memory is None else int(options.memory * 2**30)
     device = devices.describe(mesh)
     environment = Environment("jax", device, "highest", train.cores())
@@ -49,12 +50,12 @@ def main() -> None:
         members += train_members(experiments, data, mesh, memory)
     if is_first:
         summaries = report.summarise(members)
-        print("\n".join(report.table(summaries)), flush=True)
         if options.output is not None:
             described = describe_environment(environment, dataset)
             content = report.as_json(members, summaries, described)
             write_atomically(options.output / JSON, content)
             write_atomically(options.output / PICTURE, report.draw(summaries, dataset.name))
+        say(*report.table(summaries))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The devices that members are spread over, and how arrays come there and back."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -19,13 +20,14 @@ DeviceSplit = tuple[jax.Array, jax.Array]
 
 
 def split_cpu() -> None:
-    """Make every processor core a device of its own, unless the user has said how many.
+    """Make every processor core a device of its own, unless the user has said how many or JAX is already at work.
 
     A population of 64 takes 20 ms a member and epoch on 2 cores as two devices, and 28 ms as one.
     """
     told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
     if not told:
-        jax.config.update("jax_num_cpu_devices", train.cores())
+        with contextlib.suppress(RuntimeError):  # a notebook may have used JAX before
+            jax.config.update("jax_num_cpu_devices", train.cores())
 
 
 def find_mesh(name: str) -> Mesh:

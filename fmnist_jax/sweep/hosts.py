@@ -24,7 +24,7 @@ def join(name: str, options: SweepOptions) -> None:
         UnavailableError: `--distributed`, and JAX detects no cluster; or the coordinator cannot listen.
     """
     # Gloo announces its connections on standard output, where only results belong.
-    sys.stdout = os.fdopen(os.dup(1), "w")
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="backslashreplace")
     os.dup2(2, 1)
     coordinator, processes, process = options.coordinator, options.processes, options.process
     who = "joins the cluster that JAX detects" if options.distributed else f"process {process} of {processes}"

@@ -62,7 +62,8 @@ def _setting(experiment: Experiment) -> tuple[Any, ...]:
 
 def _mean_and_deviation(values: Any) -> tuple[Array, Array]:
     """Of the unmasked values over the first axis; of a single one the deviation is 0."""
-    return np.ma.filled(values.mean(axis=0), math.nan), np.ma.filled(values.std(axis=0, ddof=1), 0.0)
+    deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+    return np.ma.filled(values.mean(axis=0), math.nan), np.ma.filled(deviation, 0.0)
 
 
 def table(summaries: Sequence[Summary]) -> list[str]:
@@ -143,33 +144,65 @@ def _plain(value: Any) -> Any:
 
 
 def draw(summaries: Sequence[Summary], data: str) -> bytes:
-    """A PNG of test accuracy and loss over epochs: every setting's mean, in a band of one standard deviation."""
+    """A PNG of test accuracy and loss over epochs: every setting's mean, in a band of one standard deviation.
+
+    A column of panels for each network, a colour for each learning rate; a softmax output is dashed.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     from fmnist.runs.curves import PALETTE, finished
 
-    few = len(summaries) <= len(PALETTE)
-    colours = PALETTE if few else colormaps["viridis"](np.linspace(0, 0.95, len(summaries)))
-    figure = Figure(figsize=(11.5, 4.6), dpi=110, layout="constrained")
-    accuracy_axes, loss_axes = figure.subplots(1, 2)
-    for summary, colour in zip(summaries, colours, strict=False):
-        epochs = np.arange(1, len(summary.accuracy) + 1)
+    networks = list(dict.fromkeys(summary.setting.hidden for summary in summaries))
+    rates = sorted({summary.setting.lr for summary in summaries})
+    colours = PALETTE if len(rates) <= len(PALETTE) else colormaps["viridis"](np.linspace(0, 0.95, len(rates)))
+    colour_of = dict(zip(rates, colours, strict=False))
+    # One network's panels stand side by side; those of several below each other, at most four to a row.
+    columns = min(len(networks), 4)
+    rows = 2 * math.ceil(len(networks) / columns)
+    single = len(networks) == 1
+    size = (11.5, 4.6) if single else (max(8.0, 3.6 * columns), 2.9 * rows + 0.9)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(1, 2) if single else figure.subplots(rows, columns, squeeze=False)
+    panels = {
+        network: (grid[0], grid[1])
+        if single
+        else tuple(grid[2 * (at // columns) : 2 * (at // columns) + 2, at % columns])
+        for at, network in enumerate(networks)
+    }
+    for network, (accuracy_axes, loss_axes) in panels.items():
+        widths = "-".join(map(str, Experiment(hidden=network).widths))
+        accuracy_axes.sharey(panels[networks[0]][0])
+        loss_axes.sharey(panels[networks[0]][1])
+        accuracy_axes.set_title(f"{widths}: accuracy")
+        loss_axes.set_title(f"{widths}: test loss")
+        accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes in (each[0] for at, each in enumerate(panels.values()) if at % columns == 0):
+        axes.set_ylabel("correctly classified test images")
+    for axes in (each[1] for at, each in enumerate(panels.values()) if at % columns == 0):
+        axes.set_ylabel("cross-entropy (nats)")
+    lines = {}
+    for summary in summaries:
         setting = summary.setting
-        widths = "-".join(map(str, setting.widths))
-        label = f"{widths}, lr {setting.lr:g}{', softmax output' if setting.softmax_output else ''}"
-        for axes, mean, deviation in (
-            (accuracy_axes, summary.accuracy, summary.accuracy_deviation),
-            (loss_axes, summary.average_loss, summary.average_loss_deviation),
+        epochs = np.arange(1, len(summary.accuracy) + 1)
+        label = f"lr {setting.lr:g}{', softmax output' if setting.softmax_output else ''}"
+        for axes, mean, deviation in zip(
+            panels[setting.hidden],
+            (summary.accuracy, summary.average_loss),
+            (summary.accuracy_deviation, summary.average_loss_deviation),
+            strict=True,
         ):
-            axes.plot(epochs, mean, "o-", color=colour, markersize=3, label=label)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-    accuracy_axes.set(xlabel="epochs", ylabel="correctly classified test images", title="Accuracy")
-    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    loss_axes.set(xlabel="epochs", ylabel="cross-entropy (nats)", title="Test loss")
-    handles, labels = accuracy_axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+            colour, style = colour_of[setting.lr], "--" if setting.softmax_output else "-"
+            (lines[label],) = axes.plot(epochs, mean, style, marker="o", color=colour, markersize=3)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    used = [axes for pair in panels.values() for axes in pair]
+    for axes in np.ravel(grid):
+        if axes not in used:
+            axes.remove()
+        else:
+            axes.set_xlabel("epochs")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     seeds = summaries[0].seeds
     figure.suptitle(f"{data}: mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}", fontsize=11)
-    return finished(figure, [accuracy_axes, loss_axes])
+    return finished(figure, used)

@@ -16,6 +16,9 @@ from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
 from parity.port import Array
 
+# What the machine lacks is no fault of the port's: it is said before the port is tried.
+train.local_devices()
+
 
 class State(NamedTuple):
     state: TrainState

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -95,6 +96,68 @@ def test_a_gz_packed_anew_is_not_the_original(folder: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())))
     with pytest.raises(UsageError, match=TEST_LABELS):
         load_dataset(str(folder))
+
+
+@pytest.fixture
+def unpacked(folder: Path) -> Path:
+    """Only the files that torchvision unpacks, as some keep them."""
+    for path in (folder / "FashionMNIST" / "raw").iterdir():
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    return folder
+
+
+def test_unpacked_files_are_read_by_the_same_sums(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_dataset(str(unpacked)).sha256 == SHA256
+    monkeypatch.setenv("FMNIST_DATA", str(unpacked))
+    assert data.find_folder() == unpacked
+    assert datasets.FashionMNIST(str(unpacked)), "torchvision accepts them"
+    raw = unpacked / "FashionMNIST" / "raw"
+    name = TEST_LABELS.removesuffix(".gz")
+    damage_flip(raw / name)
+    with pytest.raises(UsageError, match=f"{name}: it is damaged or something else: MD5 .*{data.UNPACKED_MD5[name]}"):
+        load_dataset(str(unpacked))
+    (raw / name).write_bytes((raw / TRAIN_LABELS.removesuffix(".gz")).read_bytes())
+    with pytest.raises(UsageError, match=f"{name}: it is {TRAIN_LABELS.removesuffix('.gz')} under a wrong name"):
+        load_dataset(str(unpacked))
+
+
+@pytest.mark.parametrize("below", ["FashionMNIST/raw", "FashionMNIST"])
+def test_a_folder_too_deep_is_told_the_right_one(
+    folder: Path, below: str, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    here = folder / below
+    for place in (str(here), str(here.relative_to(folder.parent)), "."):
+        monkeypatch.chdir(here if place == "." else folder.parent)
+        right = folder if place in (".", str(here)) else Path(folder.name)
+        with pytest.raises(UsageError, match=f"^--data {re.escape(place)}: .*; name the folder above both: ") as told:
+            load_dataset(place)
+        assert Path(str(told.value).rpartition(": ")[2]) == right
+    monkeypatch.setenv("FMNIST_DATA", str(here))
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(UsageError, match=f"name the folder above both: {folder}$"):
+        load_dataset()
+
+
+def test_files_that_lie_loose_are_told_their_place(folder: Path) -> None:
+    loose = (folder / "FashionMNIST" / "raw").rename(folder / "archive")
+    with pytest.raises(UsageError, match=f"move them into {loose / 'FashionMNIST' / 'raw'}"):
+        load_dataset(str(loose))
+
+
+def test_files_are_read_without_a_copy(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full temporary folder is nothing to them."""
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert load_dataset(str(source)).sha256 == SHA256
+
+
+def test_a_user_without_a_home_has_no_cache(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setenv("FMNIST_DATA", str(source))
+    assert load_dataset().sha256 == SHA256
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["nowhere", "a-file", "empty"])

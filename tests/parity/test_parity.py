@@ -445,3 +445,8 @@ def test_what_agrees_with_nothing_else_is_explained_by_nothing() -> None:
 def test_the_mirror_agrees_on_any_pair_of_devices(port_device: str, reference_device: str, dataset: Dataset) -> None:
     done = command("parity", "--quick", "--port-device", port_device, "--reference-device", reference_device)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_device_that_jax_lacks_is_no_fault_of_the_port() -> None:
+    done = command("parity", JAX_PLATFORMS="nonsense")
+    assert_one_line(done, "parity", 3, "JAX has no device to run on: JAX_PLATFORMS=nonsense")

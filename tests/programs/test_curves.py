@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from fmnist.command import interpreter
 from tests.conftest import here
 from tests.programs.conftest import SIDES, Trained
 
@@ -28,7 +29,7 @@ def curves(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def test_both_sides_write_the_same_curves(trained: dict[str, Trained]) -> None:
-    drawn = [curves(trained[side].folder / "tensorboard") for side in SIDES]
+    drawn = [curves(trained[side].folder / "tensorboard" / side.removeprefix("fmnist_")) for side in SIDES]
     assert drawn[0].keys() == drawn[1].keys()
     for side, of_side in zip(SIDES, drawn, strict=True):
         metrics = [json.loads(line) for line in (trained[side].folder / "metrics.jsonl").read_text().splitlines()]
@@ -46,6 +47,13 @@ def test_a_resumed_run_takes_back_what_was_drawn_beyond_it(trained: dict[str, Tr
     folder = shutil.copytree(trained["fmnist_jax"].folder, tmp_path / "run")
     resumed = here("fmnist_jax.train", "--epochs", "4", "--output", str(folder), "--resume", "--tensorboard")
     assert resumed.returncode == 0, resumed.stderr
-    starts = [event.step for event in events(folder / "tensorboard") if event.HasField("session_log")]
+    board = folder / "tensorboard"
+    starts = [event.step for event in events(board / "jax") if event.HasField("session_log")]
     assert starts == [3 * 938 + 1]
-    assert ("accuracy/test", 4 * 938) in curves(folder / "tensorboard")
+    assert ("accuracy/test", 4 * 938) in curves(board / "jax")
+    assert f"TensorBoard: {interpreter()} -m tensorboard.main --logdir {folder}\n" in resumed.stderr
+    other = here("fmnist_torch.train", "--epochs", "5", "--output", str(folder), "--resume", "--tensorboard")
+    assert other.returncode == 0, other.stderr
+    assert {path.name for path in board.iterdir()} == {"jax", "torch"}, "TensorBoard names runs by their folders"
+    assert [event.step for event in events(board / "jax") if event.HasField("session_log")][1:] == [4 * 938 + 1]
+    assert {step for _, step in curves(board / "torch")} == {*(4 * 938 + step for step in range(1, 938, 100)), 5 * 938}

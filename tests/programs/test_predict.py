@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from torch import nn
 
 from fmnist.command import UsageError
 from fmnist.data import Dataset
 from fmnist.experiment import Experiment
-from fmnist.predictions import images, report
+from fmnist.predictions import images, likeness, report
 from fmnist.predictions.model_file import read_model
 from fmnist.signatures import save_signed
 from fmnist_jax import predict as jax_predict
@@ -188,12 +188,18 @@ def test_bad_images_end_in_one_line(side: str, model: Path, pictures: Path, tmp_
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
     (tmp_path / "folder.png").mkdir()
+    Image.new("RGB", (28, 28)).save(tmp_path / "scan.png", format="TIFF")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    reasons = {"scan.png": "its format is TIFF, which is not read", "phone.heic": "its format is HEIC"}
+    reasons |= {"moving.gif": "animated", "folder.png": "a folder", "text.png": "not an image"}
     module = {"fmnist_torch": torch_predict, "fmnist_jax": jax_predict}[side]
-    names = "empty.png cut.png cut.jpg text.png bomb.png moving.gif moving.png folder.png no.png"
+    names = "empty.png cut.png cut.jpg text.png bomb.png moving.gif moving.png folder.png no.png scan.png phone.heic"
     for name in names.split():
         with pytest.raises(UsageError, match=re.escape(str(tmp_path / name))) as refused:
             report.run([str(model), str(tmp_path / name)], module.NAME, module.prepare)
         assert "\n" not in str(refused.value)
+        assert f"{name}: {reasons.get(name, '')}" in str(refused.value)
+        assert "expected a PNG, JPEG, GIF, WebP or BMP image" in str(refused.value)
     assert capfd.readouterr().out == ""
 
 
@@ -204,8 +210,113 @@ def test_bad_images_end_in_one_line(side: str, model: Path, pictures: Path, tmp_
         ("nowhere.safetensors", 2, "nowhere.safetensors: no such file"),
         ("README.md", 2, "README.md: "),
         ("README.md --device tpu", 3, "--device tpu"),
-        ("README.md a.png --output x", 2, "--output is for the test set"),
+        ("README.md a.png --output LICENSE", 2, "README.md: "),
+        ("tests", 2, "tests/model.safetensors: no such file"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments: str, code: int, words: str) -> None:
     assert_one_line(here("fmnist_jax.predict", *arguments.split()), "fmnist_jax.predict", code, words)
+
+
+@pytest.mark.parametrize("name", ["phone.jpg", "still.gif", "web.webp", "old.bmp", "é.png"])
+def test_every_usual_format_and_name_is_read(name: str, tmp_path: Path, dataset: Dataset) -> None:
+    """A phone's JPEG holds several pictures; the first one counts."""
+    image = Image.fromarray(dataset.test.images[0])
+    if name == "phone.jpg":
+        smaller = Image.new("L", (14, 14), 200)
+        image.save(tmp_path / name, format="MPO", save_all=True, append_images=[smaller], quality=100)
+    else:
+        image.save(tmp_path / name, lossless=True)
+    pixels = images.read_image(tmp_path / name).pixels.astype(int)
+    assert abs(pixels - dataset.test.images[0]).max() <= (6 if name == "phone.jpg" else 1)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_images_are_shown_as_the_network_gets_them(
+    side: str, model: Path, pictures: Path, tmp_path: Path, fashion_mnist: Dataset
+) -> None:
+    names = ["small.png", "large.png", "light.jpg", "noise.png"]
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28))
+    for place, name in enumerate(names):
+        # A name may be mathematics, of letters that no font has, or no text at all.
+        copy = tmp_path / f"{place} $a$b_^ 鞋 \udcff {name}"
+        copy.write_bytes((pictures / name).read_bytes()) if place < 3 else Image.fromarray(noise.astype(np.uint8)).save(
+            copy
+        )
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    # A run's folder stands for the model in it.
+    done = here(f"{side}.predict", str(model.parent), *paths, "--output", str(tmp_path / "page"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page" / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    answers = json.loads((tmp_path / "page" / "predictions.json").read_text())
+    assert [answer["image"] for answer in answers] == paths
+    assert [answer["unlike_training"] is None for answer in answers] == [True, True, True, False]
+    assert done.stderr.count("do not believe its classes") == 1
+    assert done.stderr.endswith("a softmax is no measure of being a garment\n")
+    again = here(f"{side}.predict", str(model.parent), *paths, "--output", str(tmp_path / "page"))
+    assert_one_line(again, f"{side}.predict", 2, "--overwrite")
+
+
+def test_what_is_like_no_training_image_is_said_to_be(fashion_mnist: Dataset) -> None:
+    """And the ranges are those of FashionMNIST's training images, which all lie within."""
+    found = likeness.measures(fashion_mnist.train.images)
+    for (least, most), values in zip(
+        (likeness.BRIGHTNESS, likeness.ROUGHNESS, likeness.SHARPNESS), found.T, strict=True
+    ):
+        assert least <= values.min() < 1.01 * least
+        assert most == np.inf or 0.99 * most < values.max() <= most
+    assert sum(likeness.unlike_training(image) is not None for image in fashion_mnist.test.images) <= 10
+    one_pixel, boot = np.zeros((28, 28), np.uint8), Image.fromarray(fashion_mnist.test.images[0])
+    one_pixel[14, 14] = 255
+    unlike = {
+        "noisier": np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8),
+        "darker": one_pixel,
+        "less sharp": np.asarray(boot.filter(ImageFilter.GaussianBlur(2))),
+        "brighter": 255 - one_pixel,
+        "smoother": np.zeros((28, 28), np.uint8),
+    }
+    for word, image in unlike.items():
+        assert word in (likeness.unlike_training(image) or ""), word
+
+
+def saved(path: Path, change: Any) -> Path:
+    tensors = {name: change(name, torch.tensor(tensor)) for name, tensor in torch_rng.init(Experiment()).items()}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda _, tensor: tensor * 1e30, 1, "small.png: the network's outputs are not finite"),
+        (lambda _, tensor: tensor.double() * 1e100, 2, "fc1.bias holds values beyond float32's"),
+        (lambda _, tensor: tensor.to(torch.float8_e4m3fn), 2, "fc1.bias is of type F8_E4M3, which is not read"),
+        (lambda _, tensor: tensor.to(torch.int32), 2, "fc1.bias is of type I32, which is not read"),
+    ],
+)
+def test_a_model_that_cannot_answer_ends_in_one_line(
+    side: str, change: Any, code: int, words: str, pictures: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "model.safetensors", change)
+    for flags in ([], ["--json"]):
+        done = here(f"{side}.predict", str(path), str(pictures / "small.png"), *flags)
+        assert_one_line(done, f"{side}.predict", code, words)
+    if code == 1:
+        done = here(f"{side}.predict", str(path), "--output", str(tmp_path / "page"))
+        assert_one_line(done, f"{side}.predict", code, "test image 1: the network's outputs are not finite")
+        assert list((tmp_path / "page").iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    _, state_dict = read_model(saved(tmp_path / "model.safetensors", lambda _, tensor: tensor.to(dtype)))
+    for name, tensor in torch_rng.init(Experiment()).items():
+        assert state_dict[name].dtype == np.float32
+        assert np.array_equal(state_dict[name], torch.tensor(tensor).to(dtype).float().numpy())
+
+
+def test_a_run_that_has_not_ended_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").touch()
+    done = here("fmnist_jax.predict", str(tmp_path))
+    assert_one_line(done, "fmnist_jax.predict", 2, "that run has not come to its end: resume it")

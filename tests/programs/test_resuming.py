@@ -23,7 +23,7 @@ import pytest
 from safetensors.numpy import save
 
 from fmnist import files
-from fmnist.command import UsageError
+from fmnist.command import UsageError, interpreter
 from fmnist.data import Dataset
 from fmnist.experiment import Experiment
 from fmnist.runs import checkpoints, resuming
@@ -180,7 +180,7 @@ def test_a_signal_ends_a_run_soon_and_says_how_to_go_on(
     assert time.monotonic() - began < 2  # a second, and what a busy machine adds
     assert run.returncode == code
     advice = said.splitlines()[-1]
-    assert advice.startswith(f"{side}.train: interrupted; resume by: python -m {side}.train --output ")
+    assert advice.startswith(f"{side}.train: interrupted; resume by: {interpreter()} -m {side}.train --output ")
     epoch = checkpoints.read(folder / "checkpoint.safetensors").epoch
     assert epoch >= 1
     # The advice works as it stands.
@@ -330,7 +330,7 @@ def test_damaged_metrics_are_refused_and_what_came_later_is_not_read(tmp_path: P
             resuming.read_metrics(tmp_path, known)
 
 
-CALLS = ("open", "write", "fsync", "fchmod", "replace", "close", "lseek", "ftruncate", "unlink")
+CALLS = ("open", "write", "fsync", "replace", "close", "lseek", "ftruncate", "unlink")
 
 
 def with_fault(number: int, action: Callable[[], None]) -> bool:

@@ -200,3 +200,23 @@ def test_a_loss_that_is_not_finite_is_counted_out() -> None:
     rows = json.loads(report.as_json(members, [summary], {}))["rows"]
     assert rows[1]["average_loss"] == [3.0, None]
     assert rows[2]["losses"] == [[None], [None]]
+
+
+def test_many_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panel for each network, a colour for each rate, a line style for each switch: no two lines are alike."""
+    figures: list[Any] = []
+    monkeypatch.setattr("fmnist.runs.curves.finished", lambda *drawn: figures.append(drawn))
+    settings = [
+        Experiment(hidden, switch, 64, lr, 2)
+        for hidden in ((4,), (16,), (16, 16), (32,), (64,))
+        for switch in (False, True)
+        for lr in (1e-3, 1e-2)
+    ]
+    values, losses = np.array([0.25, 0.5]), np.zeros((2, 3), np.float32)
+    report.draw(report.summarise([Member(setting, losses, values, values) for setting in settings]), "few")
+    ((figure, panels),) = figures
+    assert len(panels) == len(figure.axes) == 2 * 5
+    for axes in panels:
+        looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+        assert len(looks) == len(axes.get_lines()) == 4
+    assert len(figure.legends[0].get_texts()) == 4
