@@ -1,5 +1,6 @@
 """What a port offers, and its answer to a case, checked. NumPy only."""
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -84,6 +85,11 @@ class _Asked:
     def batches(self) -> tuple[Batch, ...]:
         return tuple(self._given(f"{{}} of batch {at}", batch) for at, batch in enumerate(self.case.batches, 1))
 
+    def test_batches(self) -> tuple[Batch, ...]:
+        return tuple(
+            self._given(f"{{}} of test batch {at}", batch) for at, batch in enumerate(self.case.test_batches, 1)
+        )
+
     def _given(self, name: str, arrays: Batch) -> Tensors:
         copies = {key: np.array(array) for key, array in arrays.items()}
         self.held += [(f"{name.format(key)} that it was given", copies[key], arrays[key]) for key in copies]
@@ -163,6 +169,9 @@ class _Asked:
 
 
 def _load(asked: _Asked) -> Answer:
+    for batch in asked.batches():
+        with contextlib.suppress(PortError):  # which the stage of steps will tell
+            asked("train_step", asked.load(), batch)
     return asked.state(asked.load(), "state/")
 
 
@@ -202,11 +211,32 @@ def _train_epoch(asked: _Asked) -> Answer:
 
 
 def _evaluate(asked: _Asked) -> Answer:
-    reported = asked.mapping(asked("evaluate", asked.load(), asked.batches()), "evaluate/")
+    state, loaded = asked.load(), asked.load()
+    found = _evaluation(asked, state, asked.batches(), "evaluate/")
+    before, after = asked.state(loaded, "state/"), asked.state(state, "state/")
+    for name, tensor in after.items():
+        if not np.array_equal(_bits(tensor), _bits(before[name])):
+            raise PortError(f"evaluate: the port changed {one_line(name)}; an evaluation has to leave the state alone")
+    return found
+
+
+def _evaluation(asked: _Asked, state: State, batches: tuple[Batch, ...], prefix: str) -> Answer:
+    reported = asked.mapping(asked("evaluate", state, batches), prefix)
     for name, number in reported.items():
         if number.shape != ():
-            asked.refuse(f"evaluate/{name}", number, "a number")
-    return {f"evaluate/{name}": number for name, number in reported.items()}
+            asked.refuse(f"{prefix}{name}", number, "a number")
+    return {f"{prefix}{name}": number for name, number in reported.items()}
+
+
+def _whole_run(asked: _Asked) -> Answer:
+    state, batches, test_batches = asked.load(), asked.batches(), asked.test_batches()
+    found: Answer = {}
+    for epoch in range(1, asked.case.epochs + 1):
+        state, losses = asked.pair(asked("train_epoch", state, batches))
+        found[f"losses/{epoch}"] = asked.array("losses", losses, (len(batches),))
+        found |= asked.state(state, f"state/{epoch}/")
+        found |= _evaluation(asked, state, test_batches, f"evaluate/{epoch}/")
+    return found
 
 
 _CALLS: dict[Call, Callable[[_Asked], Answer]] = {
@@ -217,6 +247,7 @@ _CALLS: dict[Call, Callable[[_Asked], Answer]] = {
     "train_steps": _train_steps,
     "train_epoch": _train_epoch,
     "evaluate": _evaluate,
+    "whole_run": _whole_run,
 }
 
 

@@ -190,14 +190,9 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
         for name, tensor in module.state_dict().items()
         if name not in trained and not np.array_equal(tensor.detach().cpu().numpy(), state[name], equal_nan=True)
     }
-    return Program(
-        state,
-        frozenset(trained),
-        frozenset(running),
-        tied,
-        tuple(reference.batches),
-        *(
-            bool(getattr(reference, name)) and name in offers.get("offers", ())
-            for name in ("init", "train_epoch", "evaluate")
-        ),
-    )
+    offered = [
+        bool(getattr(reference, name)) and name in offers.get("offers", ())
+        for name in ("init", "train_epoch", "evaluate")
+    ]
+    program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
+    return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
