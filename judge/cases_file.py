@@ -166,14 +166,20 @@ def unpack(content: bytes) -> Any:
         raise ValueError("its SHA-256 is not that of its content: the file is cut off or was changed; make it again")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-            # Nothing compressed and nothing overlapping: what is read can never be larger than the file.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            # Nothing compressed: no member is larger than the file. One may be named often, though.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("holds compressed members")
-            if sum(member.file_size for member in members) > len(content):
-                raise ValueError("holds more than its size")
-            contents = json.loads(_read(archive, _CONTENTS).tobytes().decode())
-            return _decode(contents, lambda name: _read(archive, name))
+            left = MOST_BYTES
+
+            def read(name: str) -> Array:
+                nonlocal left
+                array = _read(archive, name)
+                left -= array.nbytes
+                if left < 0:
+                    raise ValueError(f"holds more than {MOST_BYTES >> 30} GiB")
+                return array
+
+            return _decode(json.loads(read(_CONTENTS).tobytes().decode()), read)
     except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError) as error:
         raise ValueError(f"not a file of cases: {error}") from None
 

@@ -98,9 +98,14 @@ def _answer(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     _check_output(options)
     recording, answers = load(options.exam, Recording), load(options.answers, Answers)
+    program = _reference(options.reference) if options.reference else None
     from .exam import replay
 
-    return _tell(replay(recording, answers, stages=options.only, keep_going=options.keep_going), options)
+    with _progress() as progress:
+        verdict = replay(
+            recording, answers, program, stages=options.only, keep_going=options.keep_going, progress=progress
+        )
+    return _tell(verdict, options)
 
 
 def _new(options: argparse.Namespace) -> int:

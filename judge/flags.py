@@ -53,6 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     replay = commands.add_parser("replay", parents=[stages, told], help="judge the answers to a recorded exam")
     replay.add_argument("exam", type=Path, metavar="EXAM.npz")
     replay.add_argument("answers", type=Path, metavar="ANSWERS.npz")
+    replay.add_argument("--reference", metavar="REFERENCE", help="ask it again where they differ, and explain")
     new = commands.add_parser("new", help="write a port to fill in")
     new.add_argument("file", type=Path, metavar="PORT.py")
     said = arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in ("-h", "--help"))
@@ -61,13 +62,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def again(options: argparse.Namespace) -> str:
     """The command that asks the same once more, without what it says of stages and reports."""
-    if options.command == "replay":
-        return shlex.join(["python", "-m", NAME, "replay", str(options.exam), str(options.answers)])
-    flags = ["--quick"] if options.quick else []
-    for flag, default in (("precision", "float32"), ("seed", 0), ("python", None)):
-        value = getattr(options, flag)
+    names = ["replay", str(options.exam), str(options.answers)] if options.command == "replay" else options.names
+    flags = ["--quick"] if getattr(options, "quick", False) else []
+    for flag, default in (("precision", "float32"), ("seed", 0), ("python", None), ("reference", None)):
+        value = getattr(options, flag, default)
         flags += [f"--{flag}", str(value)] if value != default else []
-    return shlex.join(["python", "-m", NAME, *options.names, *flags])
+    return shlex.join(["python", "-m", NAME, *names, *flags])
 
 
 def names(given: list[str]) -> tuple[str, str]:

@@ -84,9 +84,8 @@ def pair(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> list[Pai
             fit = _fit(shape, unknown[other])
             if fit:
                 likeness = difflib.SequenceMatcher(None, words(name), words(other), autojunk=False).ratio()
-                leaf = words(name)[-1] == words(other)[-1]
                 order = 1 - abs(places[name] - their_places[other])
-                scored.append((fit + likeness + 0.5 * leaf + order, name, other))
+                scored.append((fit + likeness + order, name, other))
     fits = {name: sum(1 for _, one, _ in scored if one == name) for name in missing}
     best: dict[str, str] = {}
     for _, name, other in sorted(scored, key=lambda entry: -entry[0]):

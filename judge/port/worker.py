@@ -35,8 +35,6 @@ importlib.import_module(package + ".port.worker").main(*rest)
 def main(asked: str, answered: str, spec: str) -> None:
     """Answer until there is no more question. The first one is the empty message: who are you?"""
     requests, replies = int(asked), int(answered)
-    for pipe in (requests, replies):
-        os.set_inheritable(pipe, False)
     sys.argv = [spec]
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

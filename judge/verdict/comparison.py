@@ -55,6 +55,8 @@ class Explanation:
     """The two lines of JAX."""
     ratio: float = 0.0
     """The largest ratio that is left at that stage."""
+    stage: str = ""
+    """The stage that it explains; "" is the first that failed."""
 
 
 @dataclass(frozen=True)

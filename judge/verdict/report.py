@@ -90,13 +90,14 @@ def table(verdict: Verdict) -> list[str]:
 
 
 def errors(verdict: Verdict, command: str = "") -> list[str]:
-    """What is wrong, a block for each stage that failed; explanations belong to the first."""
+    """What is wrong, a block for each stage that failed, with what explains it; the first also tells of stages that
+    are not shown."""
     failing = _failing(verdict.comparisons)
     stages = list(dict.fromkeys(one.stage for one in failing))
-    return [
-        "\n".join(_error(verdict, stage, failing, verdict.explanations if at == 0 else (), command))
-        for at, stage in enumerate(stages)
-    ]
+    found: dict[str, list[tuple[Explanation, ...]]] = {stage: [] for stage in stages}
+    for group in verdict.explanations if stages else ():
+        found[group[0].stage if group[0].stage in stages else stages[0]].append(group)
+    return ["\n".join(_error(verdict, stage, failing, found[stage], command)) for stage in stages]
 
 
 def as_json(verdict: Verdict) -> str:
@@ -136,6 +137,7 @@ def _error(
     lines += [f"   = {printable(line)}" for line in _circumstances(verdict, worst, here, mine)]
     for at, group in enumerate(explanations, 1):
         title = "cause" if len(explanations) == 1 else f"cause {at} of {len(explanations)}"
+        title += f", of {group[0].stage}" if group[0].stage not in ("", stage) else ""
         for which, one in enumerate(group):
             lines += _explained(title if which == 0 else "or, equally good", one)
     if not explanations and worst.wrong is None:
@@ -231,10 +233,9 @@ def _explained(title: str, one: Explanation) -> list[str]:
     if one.wrong or one.right:
         lines += [f"   |   - {printable(line)}" for line in one.wrong.splitlines()]
         lines += [f"   |   + {printable(line)}" for line in one.right.splitlines()]
-    name = f"{one.code} {one.name}".strip()
-    lines.append(
-        f"   = with that mistake in the reference ({name}) all of this stage agrees, largest ratio {_ratio(one.ratio)}"
-    )
+    name, stage = f"{one.code} {one.name}".strip(), one.stage or "this stage"
+    left = f"all of {stage} agrees, largest ratio {_ratio(one.ratio)}"
+    lines.append(f"   = with that mistake in the reference ({name}) {left}")
     return lines
 
 

@@ -174,6 +174,25 @@ def test_a_port_sits_a_recorded_exam_as_it_would_be_asked(folder: Path, capsys: 
     assert "recorded with dropout kept, the port's is off; record with --dropout off" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_record_answer_replay_give_the_verdict_of_one_go(
+    folder: Path, capsys: pytest.CaptureFixture[str], wrong: bool
+) -> None:
+    if wrong:
+        (folder / "port.py").write_text(linear.SOURCE.replace("dtype.type(0.1)", "dtype.type(0.11)"))
+    only = ("--quick", "--only", "load", "loss", "gradients", "step")
+    code = main(["reference.py", "port.py", "--output", "direct", *only])
+    assert code == int(wrong)
+    assert main(["record", "reference.py", "exam.npz", *only]) == 0
+    assert main(["answer", "exam.npz", "port.py", "answers.npz"]) == 0
+    replay = ["replay", "exam.npz", "answers.npz", "--only", *only[2:]]
+    assert main([*replay, "--output", "replayed", "--reference", "reference.py"]) == code
+    assert Path("direct/report.json").read_bytes() == Path("replayed/report.json").read_bytes()
+    capsys.readouterr()
+    assert main(replay) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith("differs at step" if wrong else "agrees: ")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_exam_takes_its_port_along(folder: Path, number: int, code: int) -> None:
     save(Path("exam.npz"), Recording({}, ((linear.case("outputs"), {}),)))

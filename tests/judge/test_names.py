@@ -75,6 +75,12 @@ def test_each_name_is_used_once_and_numbers_are_in_order_of_size() -> None:
     ]
 
 
+def test_names_that_are_nothing_alike_are_paired_in_order_of_size_of_their_numbers() -> None:
+    torch = {f"{letter}.weight": (4, 4) for letter in "qwertyuiopas"}
+    came = dict.fromkeys(sorted(f"Dense_{at}/kernel" for at in range(12)), (4, 4))
+    assert [one.came for one in pair(torch, came)] == [f"Dense_{at}/kernel" for at in range(12)]
+
+
 def test_two_spellings_of_a_name_are_the_same_words() -> None:
     assert words("layers_0/norm1/scale") == words("layers.0.norm1.weight")
     assert words("bn/mean") == words("bn.running_mean")

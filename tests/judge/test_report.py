@@ -194,6 +194,27 @@ def test_two_mistakes_and_two_that_explain_one_equally_well() -> None:
     assert "help" not in text
 
 
+def test_a_cause_stands_with_its_stage_or_names_the_one_that_is_not_shown() -> None:
+    step = Comparison("step", "shaken", "update/1/norm1.weight", 64, 3.0, 0.1, (3,), 1e-3, 2e-3, 1e-4, 1)
+    of_step = Explanation("O001", "decay", "", "the port decays biases", ratio=0.4, stage="step")
+    gradients, update = said(*GOOD, NORM, step, explanations=((EPSILON,), (of_step,))).split("error")[1:]
+    assert gradients.startswith("[F012]: gradients differ")
+    assert "   = cause: the port's LayerNorm has epsilon" in gradients
+    assert update.startswith("[O001]: the first update differs")
+    assert "   = cause: the port decays biases\n" in update
+    alone = said(*GOOD, NORM, explanations=((EPSILON,), (of_step,)))
+    assert "   = cause 2 of 2, of step: the port decays biases\n" in alone
+    assert "(O001 decay) all of step agrees" in alone
+
+
+def test_of_gradients_the_last_parameters_is_shown_for_they_are_computed_first() -> None:
+    last = Comparison("gradients", "shaken", "gradients/head.weight", 64, 2.0, 0.06, (0,), 1.0, 1.1, 0.05, 1)
+    other_case = Comparison("gradients", "zero", "gradients/z.weight", 64, 2.0, 0.06, (0,), 1.0, 1.1, 0.05, 1)
+    text = said(*GOOD, NORM, last, other_case)
+    assert text.startswith("error: gradients differ: head.weight")
+    assert "   = differs too: norm1.weight (251), z.weight (2.00)\n" in text
+
+
 def test_each_failing_stage_has_a_block_and_the_last_line_names_the_first() -> None:
     step = Comparison("step", "shaken", "update/1/norm1.weight", 64, 3.0, 0.1, (3,), 1e-3, 2e-3, 1e-4, 1)
     later = Comparison("steps", "shaken", "loss/2", 1, 7.0, 0.1, (), 1.0, 2.0, 1e-4, 1)
