@@ -53,6 +53,10 @@ class Off(TorchFunctionMode):
 class Kept(TorchDispatchMode):
     """Nothing is dropped, and all of it is scaled by 1 / (1 - p): a dropout that sits elsewhere shows."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in rounding
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in ("aten::bernoulli_", "aten::bernoulli"):
             return args[0].fill_(1) if func._schema.name.endswith("_") else torch.ones_like(args[0])

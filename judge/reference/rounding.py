@@ -103,6 +103,10 @@ class _Dispatch(TorchDispatchMode):
         super().__init__()
         self.rounding = rounding
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else every operation goes through a wrapper that keeps compilers out
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         functional = _functional(func)
