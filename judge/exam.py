@@ -65,21 +65,21 @@ def judge(
             progress(f"{case.call}: {case.name}")
             if (question := sitting.ask(case)) is not None:
                 answered.append((question, _answer(port, case, sitting.program.parameters)))
-        found = _compared(answered, wanted)
+        found, told = _compared(answered, wanted), {}
         while not all(one.passes for one in found):
             progress("looking for what explains it")
             explained = explain(sitting, answered, found, progress)
             if explained is None:
                 break
-            # What is explained is told once, as it was; what is left is judged beside the reference that has it, too.
-            compared += [one for one in found if not one.passes]
+            # What is explained is told as it was; the rest is judged beside the reference that has the mistake, too.
+            told = {(one.case, one.quantity): one for one in found if not one.passes} | told
             explanations.append(explained.said)
             sitting = sitting.rewritten(explained.rewrite)
             answered = [
                 (again, given) for question, given in answered if (again := sitting.ask(question.case)) is not None
             ]
             found = _compared(answered, wanted)
-        compared += found
+        compared += [told.get((one.case, one.quantity), one) for one in found]
         if not all(one.passes for one in found) and not keep_going:
             break
     return Verdict(

@@ -220,7 +220,7 @@ def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
     """In which cases it fails; where that is most of them, in which it passes."""
     fails = [*failing]
     passes = [one for one in asked if one not in fails]
-    many = f"{len(fails)} of {len(fails) + len(passes)} cases"
+    many = f"{len(fails)} of {len(fails) + len(passes)} cases" if passes else f"all {len(fails)} cases"
     told = f"fails in {_listed(map(repr, fails)) if len(fails) <= 3 else many}"
     if passes and len(passes) <= 3:
         return f"{told}; passes in {_listed(map(repr, passes))}"
@@ -228,7 +228,7 @@ def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
 
 
 def _explained(title: str, one: Explanation) -> list[str]:
-    place = f", at {one_line(one.place)}" if one.place else ""
+    place = f", at {one_line(one.place)}" if one.place and one.place not in one.message else ""
     lines = [f"   = {title}: {one_line(one.message)}{place}"]
     if one.wrong or one.right:
         lines += [f"   |   - {printable(line)}" for line in one.wrong.splitlines()]

@@ -239,6 +239,7 @@ def test_most_cases_are_counted_and_the_exceptions_named() -> None:
     failing = [Comparison("loss", f"case {at}", "loss", 1, 2.0, 0.1) for at in range(20)]
     passing = Comparison("loss", "zero inputs", "loss", 1, 0.5, 0.1)
     assert "   = fails in 20 of 21 cases; passes in 'zero inputs'\n" in said(*failing, passing)
+    assert "   = fails in all 20 cases\n" in said(*failing)
 
 
 def test_nothing_compared_does_not_agree() -> None:

@@ -1,0 +1,5 @@
+"""attention"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

@@ -1,0 +1,5 @@
+"""epochs"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

@@ -1,0 +1,5 @@
+"""inputs"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

@@ -1,0 +1,5 @@
+"""layouts"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

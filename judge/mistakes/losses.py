@@ -1,0 +1,5 @@
+"""losses"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

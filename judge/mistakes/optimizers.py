@@ -1,0 +1,5 @@
+"""optimizers"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()

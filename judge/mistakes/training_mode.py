@@ -1,0 +1,5 @@
+"""training_mode"""
+
+from .mistake import Mistake
+
+MISTAKES: tuple[Mistake, ...] = ()
