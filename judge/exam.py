@@ -7,6 +7,7 @@ from typing import Any
 from .cases import Case
 from .cases_file import Answers, Recording
 from .errors import PortError
+from .last_stages import SEEDS, LastStages, last_stages
 from .reference.asked import Sitting
 from .reference.program import Reference
 from .variations import cases
@@ -14,6 +15,7 @@ from .verdict.comparison import (
     STAGES,
     STAGES_OF,
     Comparison,
+    Curves,
     Explanation,
     Measured,
     Paper,
@@ -36,6 +38,7 @@ def judge(
     quick: bool = False,
     precision: str = "float32",
     seed: int = 0,
+    seeds: int = SEEDS,
     progress: Progress = lambda line: None,
 ) -> Verdict:
     """Whether a port does what the reference does, up to rounding; if not, where it first does not, and why.
@@ -46,14 +49,36 @@ def judge(
         port: whatever offers `describe()` and `answer(case)`: a process, an object, a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
-        quick: fewer cases.
+        quick: fewer cases, no trends, and whole runs of two epochs.
         precision: float32, or what the reference and the port compute in on purpose: bfloat16, float16, tf32.
         seed: of the states that cases start from.
+        seeds: how many whole runs `trends` compares.
         progress: told what is being asked.
     """
-    offers = port.describe()
-    sitting = Sitting.of(reference, offers, precision)
-    wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    sitting = Sitting.of(reference, port.describe(), precision)
+    last = last_stages(sitting, port, stages, quick, seeds, progress)
+    return examine(sitting, port, last, stages=stages, keep_going=keep_going, quick=quick, seed=seed, progress=progress)
+
+
+def examine(
+    sitting: Sitting,
+    port: Any,
+    last: LastStages | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    keep_going: bool = False,
+    quick: bool = False,
+    seed: int = 0,
+    explains: bool = True,
+    progress: Progress = lambda line: None,
+) -> Verdict:
+    """`judge` in a sitting that is prepared.
+
+    Args:
+        last: whole runs, which may have been begun in the background.
+        explains: look for what explains a difference.
+    """
+    reference, wanted = sitting.reference, [stage for stage in STAGES if stages is None or stage in stages]
     asked = (
         case for case in cases(sitting.program, seed, quick, sitting.float64) if set(STAGES_OF[case.call]) & set(wanted)
     )
@@ -66,7 +91,7 @@ def judge(
             if (question := sitting.ask(case)) is not None:
                 answered.append((question, _answer(port, case, sitting.program.parameters)))
         found, told = _compared(answered, wanted), {}
-        while not all(one.passes for one in found):
+        while explains and not all(one.passes for one in found):
             progress("looking for what explains it")
             explained = explain(sitting, answered, found, progress)
             if explained is None:
@@ -82,14 +107,18 @@ def judge(
         compared += [told.get((one.case, one.quantity), one) for one in found]
         if not all(one.passes for one in found) and not keep_going:
             break
+    else:
+        if last is not None and (keep_going or not explanations):
+            compared += last.compared()
     return Verdict(
         reference.name,
-        str(offers.get("port", "the port")),
+        str(sitting.offers.get("port", "the port")),
         _told(compared, keep_going),
         tuple(explanations),
         sitting.not_judged(wanted),
         sitting.notes(),
         sitting.places(compared),
+        last.curves() if last is not None else Curves({}, {}),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..cases import Case, Tensors
+from ..cases import Answer, Case, Tensors
 from ..errors import UsageError
 from ..variations import Program
 from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
@@ -82,14 +82,23 @@ class Sitting:
     def float64(self) -> bool:
         return bool(self.offers.get("float64", True)) and self.precision == "float32"
 
+    @property
+    def runs_whole(self) -> bool:
+        """Whether both sides can train and report as the program does."""
+        return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
+
     def rounding(self, case: Case, run: int) -> Rounding:
         product = 2.0**-11 if self.precision == "tf32" else None
         return Rounding(run, narrow=case.dtype == np.float32, product=product)
 
-    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+    def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
         chance = Kept if self.offers.get("dropout") == "kept" else Off
-        return measured(case, answer(self.reference, case, rounding, chance), self.program.parameters)
+        return answer(self.reference, case, rounding, chance)
+
+    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+        """What is compared of what it says."""
+        return measured(case, self.say(case, rounding), self.program.parameters)
 
     def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
         """The same exam for another reference: one with a mistake that the port was found to make."""
@@ -118,6 +127,11 @@ class Sitting:
                 said.append(f"{stage}: the reference has no {name}")
             elif stage in wanted and name not in self.offers.get("offers", ()):
                 said.append(f"{stage}: the port offers no {name}")
+        for stage in ("trajectory", "trends"):
+            if stage in wanted and self.reference.whole_run is None:
+                said.append(f"{stage}: the reference has no whole_run")
+            elif stage in wanted and not self.runs_whole:
+                said.append(f"{stage}: needs train_epoch and evaluate of both")
         if not self.float64:
             said.append("float64: the port computes in float32 only")
         return (*said, *self.dropped)

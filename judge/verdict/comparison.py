@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +59,15 @@ class Explanation:
     """The stage that it explains; "" is the first that failed."""
 
 
+class Curves(NamedTuple):
+    """Whole runs, for pictures and for whoever wants to look closer."""
+
+    drift: dict[str, list[float]]
+    """Distance from the reference's run after each epoch, relative to what training changed, by run."""
+    trends: dict[str, dict[str, list[list[float]]]]
+    """What was reported, of each seed and epoch: side → name → `(seeds, epochs)`."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """All that an exam found out; `verdict.report` says it in words."""
@@ -74,6 +83,8 @@ class Verdict:
     """"dropout is off on both sides", "64 noise runs where 8 said too far"."""
     places: dict[str, str] = field(default_factory=dict)
     """Tensor or output name → the module of the reference and where it is written: `norm1: LayerNorm (model.py:31)`."""
+
+    curves: Curves = Curves({}, {})
 
     @property
     def agrees(self) -> bool:
