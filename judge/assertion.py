@@ -3,7 +3,6 @@
 from typing import Any
 
 from .exam import judge
-from .port.process import examinee
 from .verdict.report import report
 
 
@@ -20,7 +19,6 @@ def assert_parity(reference: Any, port: Any, **settings: Any) -> None:
         PortError: there is no port to judge.
     """
     __tracebackhide__ = True
-    with examinee(port) as sitting:
-        verdict = judge(reference, sitting, **settings)
+    verdict = judge(reference, port, **settings)
     if not verdict.agrees:
         raise AssertionError("\n" + report(verdict)) from None

@@ -8,6 +8,7 @@ from .cases import Case
 from .cases_file import Answers, Recording
 from .errors import PortError
 from .last_stages import SEEDS, LastStages, last_stages
+from .port.process import examinee
 from .reference.asked import Sitting
 from .reference.program import Reference
 from .variations import cases
@@ -46,7 +47,8 @@ def judge(
     A mistake that explains all of a stage's difference is taken into the reference, and the rest is judged again.
 
     Args:
-        port: whatever offers `describe()` and `answer(case)`: a process, an object, a file of answers.
+        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or whatever
+            offers `describe()` and `answer(case)`: a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
         quick: fewer cases, no trends, and whole runs of two epochs.
@@ -55,9 +57,12 @@ def judge(
         seeds: how many whole runs `trends` compares.
         progress: told what is being asked.
     """
-    sitting = Sitting.of(reference, port.describe(), precision)
-    last = last_stages(sitting, port, stages, quick, seeds, progress)
-    return examine(sitting, port, last, stages=stages, keep_going=keep_going, quick=quick, seed=seed, progress=progress)
+    with examinee(port) as sat:
+        sitting = Sitting.of(reference, sat.describe(), precision)
+        last = last_stages(sitting, sat, stages, quick, seeds, progress)
+        return examine(
+            sitting, sat, last, stages=stages, keep_going=keep_going, quick=quick, seed=seed, progress=progress
+        )
 
 
 def examine(
@@ -75,46 +80,41 @@ def examine(
     """`judge` in a sitting that is prepared.
 
     Args:
+        port: what offers `describe()` and `answer(case)`.
         last: whole runs, which may have been begun in the background.
         explains: look for what explains a difference.
     """
-    reference, wanted = sitting.reference, [stage for stage in STAGES if stages is None or stage in stages]
-    asked = (
-        case for case in cases(sitting.program, seed, quick, sitting.float64) if set(STAGES_OF[case.call]) & set(wanted)
-    )
+    wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
     compared: list[Comparison] = []
-    explanations: list[tuple[Explanation, ...]] = []
+    causes: list[tuple[Explanation, ...]] = []
     for _, group in itertools.groupby(asked, key=lambda case: case.call):
         answered = []
         for case in group:
             progress(f"{case.call}: {case.name}")
             if (question := sitting.ask(case)) is not None:
                 answered.append((question, _answer(port, case, sitting.program.parameters)))
-        found, told = _compared(answered, wanted), {}
-        while explains and not all(one.passes for one in found):
-            progress("looking for what explains it")
-            explained = explain(sitting, answered, found, progress)
-            if explained is None:
-                break
-            # What is explained is told as it was; the rest is judged beside the reference that has the mistake, too.
-            told = {(one.case, one.quantity): one for one in found if not one.passes} | told
-            explanations.append(explained.said)
-            sitting = sitting.rewritten(explained.rewrite)
-            answered = [
-                (again, given) for question, given in answered if (again := sitting.ask(question.case)) is not None
-            ]
+        found = _compared(answered, wanted)
+        seen = {(one.case, one.quantity): one for one in found}
+        while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
+            causes.append(cause.said)
+            sitting = sitting.rewritten(cause.rewrite)
+            answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)
-        compared += [told.get((one.case, one.quantity), one) for one in found]
-        if not all(one.passes for one in found) and not keep_going:
+            # A difference is told as it was first seen; what agrees may have needed the mistake.
+            seen |= {(one.case, one.quantity): one for one in found if seen[one.case, one.quantity].passes}
+        compared += seen.values() if keep_going or _agree(found) else _up_to_failure(seen.values(), found)
+        if not _agree(found) and not keep_going:
             break
     else:
-        if last is not None and (keep_going or not explanations):
+        if last is not None and (keep_going or not causes):
             compared += last.compared()
+    compared.sort(key=lambda one: STAGES.index(one.stage))
     return Verdict(
-        reference.name,
+        sitting.reference.name,
         str(sitting.offers.get("port", "the port")),
-        _told(compared, keep_going),
-        tuple(explanations),
+        tuple(compared),
+        tuple(causes),
         sitting.not_judged(wanted),
         sitting.notes(),
         sitting.places(compared),
@@ -185,14 +185,15 @@ def replay(
             if _offered(case, offers) and _is_wanted(case, wanted)
         ]
         found = _compared(answered, wanted)
-        compared += found
-        if not all(one.passes for one in found) and not keep_going:
+        compared += found if keep_going or _agree(found) else _up_to_failure(found, found)
+        if not _agree(found) and not keep_going:
             break
+    compared.sort(key=lambda one: STAGES.index(one.stage))
     failing = {one.quantity.rpartition("/")[2] for one in compared if not one.passes}
     return Verdict(
         about["reference"],
         str(offers.get("port", "the port")),
-        _told(compared, keep_going),
+        tuple(compared),
         (),
         tuple(about["not_judged"]),
         (*about["notes"], "judged by what was recorded: a failure was neither asked again nor explained"),
@@ -236,9 +237,11 @@ def _failing(compared: Iterable[Comparison], wanted: Sequence[str]) -> list[Comp
     return [one for one in compared if one.stage in wanted and one.wrong is None and not one.passes]
 
 
-def _told(compared: list[Comparison], keep_going: bool) -> tuple[Comparison, ...]:
-    """In order of stages; up to the first that failed, unless all were asked for."""
-    compared = sorted(compared, key=lambda one: STAGES.index(one.stage))
-    last = max((STAGES.index(one.stage) for one in compared if one.passes), default=0)
-    first = min((STAGES.index(one.stage) for one in compared if not one.passes), default=last)
-    return tuple(compared) if keep_going else tuple(one for one in compared if STAGES.index(one.stage) <= first)
+def _agree(compared: Iterable[Comparison]) -> bool:
+    return all(one.passes for one in compared)
+
+
+def _up_to_failure(told: Iterable[Comparison], found: Iterable[Comparison]) -> list[Comparison]:
+    """What is told where something stays unexplained: up to the stage where it first shows."""
+    last = min(STAGES.index(one.stage) for one in found if not one.passes)
+    return [one for one in told if STAGES.index(one.stage) <= last]

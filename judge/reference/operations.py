@@ -9,12 +9,13 @@ from torch._decomp import get_decompositions
 aten = torch.ops.aten
 
 
-def _names(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
 # Values are moved, chosen or compared, never computed: float32 gives the same bits.
-EXACT = _names(
+EXACT = words(
     """
     abs alias amax amin argmax argmin argsort as_strided bernoulli broadcast_tensors bucketize cat ceil clamp
     clamp_max clamp_min clone constant_pad_nd contiguous copy copysign detach diag diagonal embedding dropout empty
@@ -32,7 +33,7 @@ EXACT = _names(
 
 # Linear in each floating argument with weights that are not negative: their float32 errors are bounded by the same
 # operation on magnitudes, |A||B| for a product and Σ|a| for a sum.
-LINEAR = _names(
+LINEAR = words(
     """
     mm bmm mv dot convolution convolution_backward convolution_overrideable sum mean nansum cumsum trace avg_pool1d
     avg_pool2d avg_pool3d avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d _adaptive_avg_pool3d
@@ -45,12 +46,12 @@ LINEAR = _names(
     """
 )
 
-PRODUCTS = _names(
+PRODUCTS = words(
     """
     mm bmm mv dot convolution convolution_backward
     """
 )
-SUMS = _names(
+SUMS = words(
     """
     sum cumsum index_add scatter_add index_put _index_put_impl embedding_dense_backward
     max_pool2d_with_indices_backward unfold_backward im2col col2im
@@ -58,7 +59,7 @@ SUMS = _names(
 )
 
 # Draws take other numbers from the generator in float64: they are made in float32, then widened.
-DRAWS = _names(
+DRAWS = words(
     """
     rand randn rand_like randn_like normal normal_ uniform uniform_ bernoulli bernoulli_ exponential_ geometric_
     random_ log_normal_ cauchy_ multinomial randperm randint randint_like normal_functional native_dropout poisson
@@ -67,7 +68,7 @@ DRAWS = _names(
 )
 
 # Composite kernels whose insides round: taken apart, so that every one of their operations errs.
-COMPOSITE = _names(
+COMPOSITE = words(
     """
     addmm addmv addbmm baddbmm addr addcmul addcdiv lerp _softmax _softmax_backward_data _log_softmax
     _log_softmax_backward_data native_layer_norm native_layer_norm_backward native_group_norm

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from .opened import OPENED
+from .operations import words
 from .program import Reference
 
 Rewrite = Callable[[Reference], Reference]
@@ -72,15 +73,24 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "cat": ("tensors", "dim"),
 }
 _ALIASES = {
-    **{"truediv": "div", "itruediv": "div", "true_divide": "div", "iadd": "add", "radd": "add", "isub": "sub"},
-    **{"imul": "mul", "rmul": "mul", "multiply": "mul", "bmm": "matmul", "mm": "matmul", "rmatmul": "matmul"},
+    "truediv": "div",
+    "itruediv": "div",
+    "true_divide": "div",
+    "iadd": "add",
+    "radd": "add",
+    "isub": "sub",
+    "imul": "mul",
+    "rmul": "mul",
+    "multiply": "mul",
+    "bmm": "matmul",
+    "mm": "matmul",
+    "rmatmul": "matmul",
 }
-_SILENT = frozenset(
-    (
-        "size dim shape device dtype __get__ requires_grad is_floating_point numel stride ndim item "
-        "get_device is_cuda __len__ __hash__ grad requires_grad_ has_torch_function is_sparse layout data_ptr "
-        "storage "
-    ).split()
+_SILENT = words(
+    """
+    size dim shape device dtype __get__ requires_grad is_floating_point numel stride ndim item get_device is_cuda
+    __len__ __hash__ grad requires_grad_ has_torch_function is_sparse layout data_ptr storage
+    """
 )
 
 
@@ -271,8 +281,8 @@ def places(found: Sequence[Site]) -> Iterator[tuple[str, frozenset[Site]]]:
         groups.setdefault(f"every {site.kind or 'call'}", []).append(site)
         groups.setdefault(site.pattern, []).append(site)
         groups.setdefault(f"{site.pattern}#{site.index}", []).append(site)
-    for name, group in (("everywhere", list(found)), *groups.items(), *((s.module, [s]) for s in found)):
+    for name, group in (("everywhere", list(found)), *groups.items(), *((site.module, [site]) for site in found)):
         key = frozenset(group)
         if key and key not in told:
             told.add(key)
-            yield name.partition("#")[0], key
+            yield group[0].module if len(key) == 1 else name.partition("#")[0], key

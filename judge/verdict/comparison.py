@@ -253,7 +253,9 @@ def compare(asked: Asked, actual: Measured) -> list[Comparison]:
 
 def broken(case: Case, stage: str, error: Exception) -> Comparison:
     """A case to which the port gave no answer."""
-    return Comparison(stage, case.name, case.call, 0, np.inf, None, wrong=str(error))
+    return Comparison(
+        stage, case.name, case.call, 0, np.inf, None, wrong=f"{error}\n{getattr(error, 'hint', '')}".rstrip()
+    )
 
 
 def missing(case: Case, stage: str, quantity: str, values: Array, actual: Measured) -> Comparison:

@@ -229,7 +229,7 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
             agreeing.append((candidate, worst))
     if not agreeing:
         return None
-    return Explained(tuple(said(one, worst) for one, worst in agreeing), agreeing[0][0].rewrite)
+    return Explained(tuple(said(one, search.stage, worst) for one, worst in agreeing), agreeing[0][0].rewrite)
 
 
 def _pair(search: Search) -> Explained | None:
@@ -258,11 +258,11 @@ def _pair(search: Search) -> Explained | None:
     for _, one, other, both in sorted(found, key=lambda each: each[0]):
         worst = search.agrees(both)
         if worst is not None:
-            return Explained((said(one, worst), said(other, worst)), both)
+            return Explained((said(one, search.stage, worst), said(other, search.stage, worst)), both)
     return None
 
 
-def said(candidate: Candidate, ratio: float) -> Explanation:
+def said(candidate: Candidate, stage: str, ratio: float) -> Explanation:
     """A candidate in words."""
     mistake, attempt = candidate.mistake, candidate.attempt
     words = {"place": attempt.place, "value": shown(candidate.value), "was": shown(attempt.was)}
@@ -275,4 +275,5 @@ def said(candidate: Candidate, ratio: float) -> Explanation:
         diff.wrong if diff else "",
         diff.right if diff else "",
         ratio,
+        stage,
     )
