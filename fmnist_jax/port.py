@@ -58,7 +58,9 @@ class Mirror:
 
     def train_epoch(self, state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, jax.Array]:
         with _precision_of(state):
-            copy = jax.tree.map(jax.numpy.copy, state)  # the program takes over the memory of the state that it is given
+            copy = jax.tree.map(
+                jax.numpy.copy, state
+            )  # the program takes over the memory of the state that it is given
             return train.train_epoch(copy, *_decoded(state, *batches), self.experiment.batch_size)
 
     def evaluate(self, state: TrainState, batches: tuple[Batch, ...]) -> dict[str, float]:

@@ -127,7 +127,9 @@ def _cases(experiment: Experiment, dataset: Dataset, first: int, program: Progra
         yield Case(name, "outputs", its_state, (batch,))
         yield Case(name, "value_and_grad", its_state, (batch,))
     for name, labels in (("labels all 0", 0), ("labels all 9", 9), ("every class", np.arange(len(one["labels"])) % 10)):
-        yield Case(name, "value_and_grad", state, (_batch(one["images"], np.broadcast_to(labels, one["labels"].shape)),))
+        yield Case(
+            name, "value_and_grad", state, (_batch(one["images"], np.broadcast_to(labels, one["labels"].shape)),)
+        )
 
     short = {name: array[:3] for name, array in one.items()}
     yield Case("a short batch", "train_steps", state, (short,))
@@ -141,7 +143,9 @@ def _cases(experiment: Experiment, dataset: Dataset, first: int, program: Progra
         yield as_float64(Case("float64, a short batch", "train_epoch", state, (short,)))
     if program.has_evaluate:
         tests = tuple(batches(Split(*(part[first:] for part in dataset.test)), experiment, 4.5))
-        right = tuple(_batch(batch["images"], _logits(experiment, far["logits up to 20"], batch).argmax(1)) for batch in tests)
+        right = tuple(
+            _batch(batch["images"], _logits(experiment, far["logits up to 20"], batch).argmax(1)) for batch in tests
+        )
         yield Case("test images", "evaluate", state, tests)
         yield Case("logits up to 20", "evaluate", far["logits up to 20"], program.batches)
         yield Case("all of them right", "evaluate", far["logits up to 20"], right)

@@ -7,7 +7,7 @@ from typing import Any
 from .cases import Case
 from .cases_file import Answers, Recording
 from .errors import PortError
-from .last_stages import SEEDS, LastStages, last_stages
+from .last_stages import LastStages, last_stages
 from .port.process import examinee
 from .reference.asked import Sitting
 from .reference.program import Reference
@@ -26,6 +26,7 @@ from .verdict.comparison import (
     measured,
 )
 from .verdict.explanation import explain
+from .verdict.trends import SEEDS
 
 Progress = Callable[[str], None]
 
@@ -47,8 +48,8 @@ def judge(
     A mistake that explains all of a stage's difference is taken into the reference, and the rest is judged again.
 
     Args:
-        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or whatever
-            offers `describe()` and `answer(case)`: a file of answers.
+        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or
+            whatever offers `describe()` and `answer(case)`: a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
         quick: fewer cases, no trends, and whole runs of two epochs.
@@ -118,7 +119,7 @@ def examine(
         sitting.not_judged(wanted),
         sitting.notes(),
         sitting.places(compared),
-        last.curves() if last is not None else Curves({}, {}),
+        Curves() if last is None else last.curves(),
     )
 
 

@@ -9,10 +9,8 @@ from .errors import PortError
 from .reference.asked import Sitting
 from .reference.whole_runs import MOVED, Source, Start, WholeRuns
 from .verdict.comparison import Comparison, Curves, broken, compare, measured
-from .verdict.trends import Metrics, distances, equivalence, forced, free_running, metrics
+from .verdict.trends import SEEDS, Metrics, distances, equivalence, forced, free_running, metrics
 
-SEEDS = 13
-"""They hold `trends` at a power of 90 % where differences between sides deviate by as much as the margin."""
 STAGES = ("trajectory", "trends")
 
 

@@ -125,7 +125,11 @@ def _begin() -> None:
 
 def _work(source: Source, offers: Mapping[str, Any], precision: str, start: Start, epochs: int) -> Answer:
     with contextlib.redirect_stdout(None):
-        return _answer(_sitting(source, tuple(sorted(offers.get("offers", ()))), offers.get("dropout", "off"), precision), start, epochs)
+        return _answer(
+            _sitting(source, tuple(sorted(offers.get("offers", ()))), offers.get("dropout", "off"), precision),
+            start,
+            epochs,
+        )
 
 
 @cache

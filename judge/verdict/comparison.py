@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -59,12 +59,13 @@ class Explanation:
     """The stage that it explains; "" is the first that failed."""
 
 
-class Curves(NamedTuple):
+@dataclass(frozen=True)
+class Curves:
     """Whole runs, for pictures and for whoever wants to look closer."""
 
-    drift: dict[str, list[float]]
+    drift: dict[str, list[float]] = field(default_factory=dict)
     """Distance from the reference's run after each epoch, relative to what training changed, by run."""
-    trends: dict[str, dict[str, list[list[float]]]]
+    trends: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     """What was reported, of each seed and epoch: side → name → `(seeds, epochs)`."""
 
 
@@ -84,7 +85,7 @@ class Verdict:
     places: dict[str, str] = field(default_factory=dict)
     """Tensor or output name → the module of the reference and where it is written: `norm1: LayerNorm (model.py:31)`."""
 
-    curves: Curves = Curves({}, {})
+    curves: Curves = field(default_factory=Curves)
 
     @property
     def agrees(self) -> bool:

@@ -61,7 +61,9 @@ def trajectory(drift: Mapping[str, Array], port: str) -> bytes:
     return _finished(figure, [axes])
 
 
-def trends(reference: Mapping[str, Array], port_side: Mapping[str, Array], margins: Mapping[str, float], port: str) -> bytes:
+def trends(
+    reference: Mapping[str, Array], port_side: Mapping[str, Array], margins: Mapping[str, float], port: str
+) -> bytes:
     """Every seed on both sides, and the paired differences with their interval and margin; a column for each metric.
 
     Args:
