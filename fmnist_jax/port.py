@@ -11,6 +11,7 @@ from flax.training.train_state import TrainState
 from numpy.typing import NDArray
 
 from fmnist import metrics
+from fmnist.data import Split
 from fmnist.experiment import Experiment, StateDict
 from fmnist.judged import JUDGED
 from fmnist_jax import programs, torch_rng, train
@@ -34,10 +35,11 @@ class Mirror:
         with _precision(next(iter(tensors.values())).dtype):
             # Copies: device_put may go on using the memory of what it is given.
             copies = {name: tensor.copy() for name, tensor in tensors.items()}
-            return jax.device_put(self.blank.replace(params=from_torch(copies)))
+            state: TrainState = jax.device_put(self.blank.replace(params=from_torch(copies)))
+            return state
 
     def state_dict(self, state: TrainState) -> StateDict:
-        return to_torch(state.params)
+        return to_torch(dict(state.params))
 
     def init(self, seed: int) -> TrainState:
         return self.load_state_dict(torch_rng.init(replace(self.experiment, seed=seed)))
@@ -54,14 +56,16 @@ class Mirror:
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         with _precision_of(state):
-            return train.train_step(state, *_decoded(state, batch))
+            after, loss = train.train_step(state, *_decoded(state, batch))
+            return after, loss
 
     def train_epoch(self, state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, jax.Array]:
         with _precision_of(state):
             copy = jax.tree.map(
                 jax.numpy.copy, state
             )  # the program takes over the memory of the state that it is given
-            return train.train_epoch(copy, *_decoded(state, *batches), self.experiment.batch_size)
+            after, losses = train.train_epoch(copy, *_decoded(state, *batches), self.experiment.batch_size)
+            return after, losses
 
     def evaluate(self, state: TrainState, batches: tuple[Batch, ...]) -> dict[str, float]:
         with _precision_of(state):
@@ -87,9 +91,8 @@ def _value_and_grad(params: Any, state: TrainState, pixels: jax.Array, labels: j
 
 def _decoded(state: TrainState, *batches: Batch) -> tuple[jax.Array, jax.Array]:
     """The pixels and labels of batches, one after the other, as the program decodes those of a data set."""
-    images, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("images", "labels"))
-    device = jax.tree.leaves(state.params)[0].device
-    pixels, labels = train.decode_split(train.Split(images, labels), device)
+    split = Split(*(np.concatenate([batch[name] for batch in batches]) for name in ("images", "labels")))
+    pixels, labels = train.decode_split(split, jax.tree.leaves(state.params)[0].device)
     return pixels.astype(_dtype(state)), labels
 
 

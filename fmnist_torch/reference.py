@@ -1,6 +1,6 @@
 """Shows the PyTorch program to parity: `reference`, which makes one Reference for each experiment that is judged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,8 @@ from judge.variations import Program, as_float64
 
 CPU = torch.device("cpu")
 
+torch.set_num_threads(1)  # matrices as small as these gain nothing from more
+
 # A power of two times small integers: far enough apart for exp to give 0 and 1 exactly, in float64 too.
 GAP = 1024
 
@@ -41,12 +43,12 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
         name: Reference(
             module=partial(ShallowNetwork, experiment),
             loss=_loss,
-            optimizer=lambda model, lr=experiment.lr: torch.optim.SGD(model.parameters(), lr=lr),
-            batches=batches(Split(*(part[first:] for part in dataset.train)), experiment, 4.5),
+            optimizer=partial(_optimizer, experiment),
+            batches=batches(dataset.train, experiment, first, 4.5),
             outputs=_outputs,
             train_epoch=partial(_train_epoch, experiment.batch_size),
             evaluate=partial(_evaluate, experiment.batch_size),
-            init=lambda seed, experiment=experiment: init(replace(experiment, seed=seed)),
+            init=partial(_init, experiment),
             cases=partial(_cases, experiment, dataset, first),
             whole_run=_whole_run(experiment, dataset) if name == post else None,
             name=f"fmnist_torch {name}",
@@ -55,14 +57,12 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
     }
 
 
-def batches(split: Split, experiment: Experiment, count: float = float("inf")) -> list[Batch]:
-    """A split's first batches in file order, `count` of them or all; the last one as short as it comes out."""
-    size, images = experiment.batch_size, int(min(count * experiment.batch_size, len(split.labels)))
-    ends = [min(start + size, images) for start in range(0, images, size)]
-    return [
-        {"images": split.images[start:end], "labels": split.labels[start:end]}
-        for start, end in zip(range(0, images, size), ends, strict=True)
-    ]
+def batches(split: Split, experiment: Experiment, first: int = 0, count: float = float("inf")) -> list[Batch]:
+    """`count` batches of a split from its image `first` on, or all; the last one as short as it comes out."""
+    size = experiment.batch_size
+    last = int(min(first + count * size, len(split.labels)))
+    slices = [slice(start, min(start + size, last)) for start in range(first, last, size)]
+    return [{"images": split.images[each], "labels": split.labels[each]} for each in slices]
 
 
 def _whole_run(experiment: Experiment, dataset: Dataset) -> WholeRun:
@@ -74,6 +74,14 @@ def _decoded(*batches: TorchBatch) -> tuple[Tensor, Tensor]:
     images, labels = (torch.cat([batch[name] for batch in batches]) for name in ("images", "labels"))
     with own_precision():  # a port has to make the same pixels, to the bit
         return train.decode(images.numpy(), CPU), labels
+
+
+def _init(experiment: Experiment, seed: int) -> ShallowNetwork:
+    return init(replace(experiment, seed=seed))
+
+
+def _optimizer(experiment: Experiment, model: ShallowNetwork) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=experiment.lr)
 
 
 def _outputs(model: ShallowNetwork, batch: TorchBatch) -> dict[str, Tensor]:
@@ -142,7 +150,7 @@ def _cases(experiment: Experiment, dataset: Dataset, first: int, program: Progra
         yield Case("a short batch", "train_epoch", state, (short,))
         yield as_float64(Case("float64, a short batch", "train_epoch", state, (short,)))
     if program.has_evaluate:
-        tests = tuple(batches(Split(*(part[first:] for part in dataset.test)), experiment, 4.5))
+        tests = tuple(batches(dataset.test, experiment, first, 4.5))
         right = tuple(
             _batch(batch["images"], _logits(experiment, far["logits up to 20"], batch).argmax(1)) for batch in tests
         )
@@ -162,7 +170,8 @@ def _logits(experiment: Experiment, state: StateDict, batch: Batch) -> NDArray[n
     """What the network's last layer returns, in float64."""
     model = ShallowNetwork(replace(experiment, softmax_output=False)).double()
     model.load_state_dict(from_numpy(state))
-    return model(train.decode(batch["images"], CPU).double()).numpy()
+    logits: NDArray[np.float64] = model(train.decode(batch["images"], CPU).double()).numpy()
+    return logits
 
 
 def scaled(experiment: Experiment, state: StateDict, batch: Batch, largest: float) -> StateDict:
@@ -195,8 +204,7 @@ def _exact(experiment: Experiment, rows: int = 8) -> tuple[StateDict, Batch]:
 
 def _try_exact(experiment: Experiment, rows: int, random: np.random.RandomState) -> tuple[StateDict, Batch]:
     tensors: StateDict = {}
-    model: Callable[[], ShallowNetwork] = partial(ShallowNetwork, experiment)
-    names = [(name, tuple(tensor.shape)) for name, tensor in model().state_dict().items()]
+    names = [(name, tuple(tensor.shape)) for name, tensor in ShallowNetwork(experiment).state_dict().items()]
     for name, shape in names:
         is_last = name in (names[-2][0], names[-1][0])
         sparse = random.randint(-1, 2, shape) * (random.random_sample(shape) < (1 if len(names) < 6 else 0.4))

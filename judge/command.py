@@ -169,7 +169,7 @@ def _only(programs: Mapping[str, Any], name: str | None, spec: str) -> Any:
     """The program that is asked for, or the one that there is."""
     if name is None and len(programs) == 1:
         return next(iter(programs.values()))
-    if name not in programs:
+    if name is None or name not in programs:
         asked = "has several programs" if name is None else f"has no program {name}"
         raise UsageError(f"{spec}: {asked}; expected --program with one of {_listed(programs)}")
     return programs[name]

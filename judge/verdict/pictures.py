@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..cases import Array
 from .comparison import Curves
@@ -109,7 +110,8 @@ def _finished(figure: Figure, axes: list[Axes]) -> bytes:
     """The figure as PNG, the same bytes for the same curves."""
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
-        one.xaxis.get_major_locator().set_params(integer=True)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.grid(alpha=0.3)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()

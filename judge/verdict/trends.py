@@ -1,6 +1,6 @@
 """Whole runs beside each other: how far they drift apart, and whether their trends are the same. NumPy only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,12 +26,9 @@ class Drift:
 
     case: Case
     expected: Measured
+    own: Measured | None
+    """One of the moved ones: what the reference itself drifts by."""
     moved: list[Measured]
-
-    @property
-    def own(self) -> Measured:
-        """What the reference itself drifts by."""
-        return self.moved[0]
 
     def tolerances(self) -> Tensors:
         """`SLACK` times the largest drift that was reached until then: runs may come together again by chance."""
@@ -57,7 +54,7 @@ class Drift:
 def free_running(case: Case, runs: Sequence[Answer], parameters: frozenset[str]) -> Drift:
     """A whole run as a question: the first of the runs is what is expected, the others started one ulp away."""
     expected, *moved = (measured(case, run, parameters) for run in runs)
-    return Drift(case, expected, moved)
+    return Drift(case, expected, moved[0], moved)
 
 
 def forced(case: Case, run: Answer) -> Iterator[Case]:
@@ -78,7 +75,7 @@ def metrics(runs: Sequence[Answer], epochs: int) -> Metrics:
     }
 
 
-def equivalence(reference: Metrics, port: Metrics, margins: dict[str, float]) -> Iterator[Comparison]:
+def equivalence(reference: Metrics, port: Metrics, margins: Mapping[str, float]) -> Iterator[Comparison]:
     """Two one-sided tests at every epoch: the confidence interval of the mean paired difference lies in the margin."""
     for name, margin in margins.items():
         if name not in reference or name not in port:
