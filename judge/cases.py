@@ -18,8 +18,7 @@ Answer = dict[str, Array]
 Call = Literal["load", "init", "outputs", "value_and_grad", "train_steps", "train_epoch", "evaluate", "whole_run"]
 
 CALLS: dict[Call, str] = {
-    "load": "state/NAME: every tensor of the state after `load_state_dict`, and no other; where there are batches, "
-    "after a train_step by each from states that were loaded before",
+    "load": "state/NAME: every tensor of the state after `load_state_dict`, and no other",
     "init": "state/NAME: every tensor of a fresh state drawn from `seed`",
     "outputs": "outputs/NAME: what the network returns for batches[0], in `train` or evaluation mode",
     "value_and_grad": "loss ()  and gradients/NAME of batches[0], in training mode, of every parameter",

@@ -7,10 +7,11 @@ from typing import Any
 from .cases import Case
 from .cases_file import Answers, Recording
 from .errors import PortError
-from .last_stages import LastStages, last_stages
+from .last_stages import LAST, LastStages, last_stages
 from .port.process import examinee
 from .reference.asked import Sitting
 from .reference.program import Reference
+from .shrink import shrunk
 from .variations import cases
 from .verdict.comparison import (
     STAGES,
@@ -42,6 +43,7 @@ def judge(
     seed: int = 0,
     seeds: int = SEEDS,
     progress: Progress = lambda line: None,
+    on_failure: Callable[[Recording], None] | None = None,
 ) -> Verdict:
     """Whether a port does what the reference does, up to rounding; if not, where it first does not, and why.
 
@@ -57,12 +59,20 @@ def judge(
         seed: of the states that cases start from.
         seeds: how many whole runs `trends` compares.
         progress: told what is being asked.
+        on_failure: given the smallest case that still fails, with everybody's answers.
     """
     with examinee(port) as sat:
         sitting = Sitting.of(reference, sat.describe(), precision)
-        last = last_stages(sitting, sat, stages, quick, seeds, progress)
         return examine(
-            sitting, sat, last, stages=stages, keep_going=keep_going, quick=quick, seed=seed, progress=progress
+            sitting,
+            sat,
+            last_stages(sitting, sat, stages, quick, seeds, progress),
+            stages=stages,
+            keep_going=keep_going,
+            quick=quick,
+            seed=seed,
+            progress=progress,
+            on_failure=on_failure,
         )
 
 
@@ -77,6 +87,7 @@ def examine(
     seed: int = 0,
     explains: bool = True,
     progress: Progress = lambda line: None,
+    on_failure: Callable[[Recording], None] | None = None,
 ) -> Verdict:
     """`judge` in a sitting that is prepared.
 
@@ -85,7 +96,7 @@ def examine(
         last: whole runs, which may have been begun in the background.
         explains: look for what explains a difference.
     """
-    wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    first, wanted = sitting, [stage for stage in STAGES if stages is None or stage in stages]
     asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
     compared: list[Comparison] = []
     causes: list[tuple[Explanation, ...]] = []
@@ -111,6 +122,8 @@ def examine(
         if last is not None and (keep_going or not causes):
             compared += last.compared()
     compared.sort(key=lambda one: STAGES.index(one.stage))
+    if on_failure is not None and not _agree(one for one in compared if one.stage not in LAST):
+        on_failure(_smallest_failure(first, port, asked, compared))
     return Verdict(
         sitting.reference.name,
         str(sitting.offers.get("port", "the port")),
@@ -142,18 +155,7 @@ def record(
             progress(f"{case.call}: {case.name}")
             if (question := sitting.ask(case)) is not None:
                 asked.append((case, question.paper().as_answers()))
-    about = {
-        "reference": reference.name,
-        "dropout": dropout,
-        "quick": quick,
-        "precision": precision,
-        "seed": seed,
-        "parameters": sorted(sitting.program.parameters),
-        "not_judged": list(sitting.dropped),
-        "notes": list(sitting.notes()),
-        "places": sitting.all_places(),
-    }
-    return Recording(about, tuple(asked))
+    return Recording(_about(sitting) | {"quick": quick, "precision": precision, "seed": seed}, tuple(asked))
 
 
 def replay(
@@ -206,6 +208,18 @@ def _is_wanted(case: Case, stages: Sequence[str]) -> bool:
     return not set(STAGES_OF[case.call]).isdisjoint(stages)
 
 
+def _about(sitting: Sitting) -> dict[str, Any]:
+    """What a recording says of its reference."""
+    return {
+        "reference": sitting.reference.name,
+        "dropout": str(sitting.offers.get("dropout", "off")),
+        "parameters": sorted(sitting.program.parameters),
+        "not_judged": list(sitting.dropped),
+        "notes": list(sitting.notes()),
+        "places": sitting.all_places(),
+    }
+
+
 def _answer(port: Any, case: Case, parameters: frozenset[str]) -> Measured | PortError:
     try:
         return measured(case, port.answer(case), parameters)
@@ -236,6 +250,27 @@ def _compared(answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequ
 def _failing(compared: Iterable[Comparison], wanted: Sequence[str]) -> list[Comparison]:
     """Values that are too far; what cannot be compared at all is no question of rounding."""
     return [one for one in compared if one.stage in wanted and one.wrong is None and not one.passes]
+
+
+def _smallest_failure(sitting: Sitting, port: Any, asked: Sequence[Case], compared: Sequence[Comparison]) -> Recording:
+    """The first case that fails, cut down as long as it fails at that stage."""
+    worst = next(one for one in compared if not one.passes)
+    parameters = sitting.program.parameters
+
+    def fails(case: Case) -> bool:
+        question = sitting.ask(case)
+        return question is not None and any(
+            one.stage == worst.stage and not one.passes and (one.wrong is None) == (worst.wrong is None)
+            for one in _compared([(question, _answer(port, case, parameters))], [worst.stage])
+        )
+
+    case = next(case for case in asked if case.name == worst.case and worst.stage in STAGES_OF[case.call])
+    case = shrunk(case, fails)
+    said = sitting.ask(case)
+    actual = _answer(port, case, parameters)
+    answers = {} if said is None else said.paper().as_answers()
+    about = _about(sitting) | {"stage": worst.stage, "quantity": worst.quantity}
+    return Recording(about, ((case, answers | ({} if isinstance(actual, PortError) else {"actual": actual})),))
 
 
 def _agree(compared: Iterable[Comparison]) -> bool:

@@ -11,7 +11,7 @@ from .reference.whole_runs import MOVED, Source, Start, WholeRuns
 from .verdict.comparison import Comparison, Curves, broken, compare, measured
 from .verdict.trends import SEEDS, Metrics, distances, equivalence, forced, free_running, metrics
 
-STAGES = ("trajectory", "trends")
+LAST = ("trajectory", "trends")
 
 
 def last_stages(
@@ -24,7 +24,7 @@ def last_stages(
     source: Source | None = None,
 ) -> "LastStages | None":
     """What of the last stages is asked for and offered."""
-    wanted = [stage for stage in STAGES if (stages is None or stage in stages) and not (quick and stage == "trends")]
+    wanted = [stage for stage in LAST if (stages is None or stage in stages) and not (quick and stage == "trends")]
     if not wanted or not sitting.runs_whole:
         return None
     return LastStages(WholeRuns(sitting, 2 if quick else None, source), port, wanted, seeds, progress)

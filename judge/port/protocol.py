@@ -1,6 +1,5 @@
 """What a port offers, and its answer to a case, checked. NumPy only."""
 
-import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -159,6 +158,12 @@ class _Asked:
         of = f" for {one_line(name)}" if name else ""
         raise PortError(f"{self.function}: the port returned {_kind(value)}{of}, expected {expected}")
 
+    def check_same(self, before: Answer, state: State, wrong: str) -> None:
+        """A state is as one was before."""
+        for name, tensor in self.state(state, "state/").items():
+            if not np.array_equal(_bits(tensor), _bits(before[name])):
+                raise PortError(f"{wrong} {one_line(name.removeprefix('state/'))}")
+
     def check_untouched(self) -> None:
         """What was given and what was returned is as it was then."""
         for name, array, before in self.held:
@@ -169,9 +174,6 @@ class _Asked:
 
 
 def _load(asked: _Asked) -> Answer:
-    for batch in asked.batches():
-        with contextlib.suppress(PortError):  # which the stage of steps will tell
-            asked("train_step", asked.load(), batch)
     return asked.state(asked.load(), "state/")
 
 
@@ -197,11 +199,16 @@ def _value_and_grad(asked: _Asked) -> Answer:
 
 def _train_steps(asked: _Asked) -> Answer:
     state, batches, found = asked.load(), asked.batches(), {}
+    before = asked.state(state, "state/")
     for step, batch in enumerate(batches, 1):
         state, loss = asked.pair(asked("train_step", state, batch))
         found[f"loss/{step}"] = asked.array("loss", loss, ())
         found |= asked.state(state, f"state/{step}/")
-    return found | _outputs_of(asked, state, batches[0], False)
+    found |= _outputs_of(asked, state, batches[0], False)
+    asked.check_same(
+        before, asked.load(), "load_state_dict: after training, the same tensors give another state: look at"
+    )
+    return found
 
 
 def _train_epoch(asked: _Asked) -> Answer:
@@ -211,12 +218,12 @@ def _train_epoch(asked: _Asked) -> Answer:
 
 
 def _evaluate(asked: _Asked) -> Answer:
-    state, loaded = asked.load(), asked.load()
+    state = asked.load()
+    before = asked.state(state, "state/")
     found = _evaluation(asked, state, asked.batches(), "evaluate/")
-    before, after = asked.state(loaded, "state/"), asked.state(state, "state/")
-    for name, tensor in after.items():
-        if not np.array_equal(_bits(tensor), _bits(before[name])):
-            raise PortError(f"evaluate: the port changed {one_line(name)}; an evaluation has to leave the state alone")
+    asked.check_same(
+        before, state, "evaluate: the port changed its state, which an evaluation has to leave alone: look at"
+    )
     return found
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..cases import Answer, Case, Tensors
+from ..cases import Answer, Array, Case, Tensors
 from ..errors import UsageError
 from ..variations import Program
 from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
 from .dropout import Kept, Off, without_chance
+from .noise import EXACTLY, Rounding
 from .program import Reference, answer, fresh
-from .rounding import EXACTLY, Rounding
 
 RUNS, MOST_RUNS = 6, 64
 
@@ -70,6 +70,8 @@ class Sitting:
     program: Program
     dropped: list[str] = field(default_factory=list)
     """Cases that the reference itself cannot answer."""
+    remarks: list[str] = field(default_factory=list)
+    """What is worth saying of the exam."""
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
@@ -88,8 +90,8 @@ class Sitting:
         return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
 
     def rounding(self, case: Case, run: int) -> Rounding:
-        product = 2.0**-11 if self.precision == "tf32" else None
-        return Rounding(run, narrow=case.dtype == np.float32, product=product)
+        """That of one of many runs of a case."""
+        return Rounding(run, case.dtype == np.float32, self.precision)
 
     def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
@@ -137,8 +139,10 @@ class Sitting:
         return (*said, *self.dropped)
 
     def notes(self) -> tuple[str, ...]:
+        """How both sides were asked, and what else is worth saying."""
         kept = self.offers.get("dropout") == "kept"
-        return ("dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides",)
+        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
+        return (dropout, *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""
@@ -190,7 +194,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     if len(reference.batches) < 1:
         raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
-    state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+    state = {name: _numbers(tensor) for name, tensor in module.state_dict().items()}
     trained = dict(module.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
@@ -202,7 +206,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     running = {
         name
         for name, tensor in module.state_dict().items()
-        if name not in trained and not np.array_equal(tensor.detach().cpu().numpy(), state[name], equal_nan=True)
+        if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
     }
     offered = [
         bool(getattr(reference, name)) and name in offers.get("offers", ())
@@ -210,3 +214,10 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     ]
     program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
     return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
+
+
+def _numbers(tensor: torch.Tensor) -> Array:
+    """A tensor's values; those of half precision as float32, which is what crosses the border."""
+    tensor = tensor.detach().cpu()
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return np.array((tensor.float() if half else tensor).numpy())

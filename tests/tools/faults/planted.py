@@ -89,9 +89,9 @@ def faults() -> Iterator[Fault]:
     yield f("kept in float16", "load", restored(lambda tensor: lower(tensor, "float16")), "float16")
     kept = restored(lambda tensor: tensor.astype(np.float32).astype(tensor.dtype))
     yield f("float64 kept in float32", "load", kept, "float32")
-    yield f("steps write into the start", "load", in_place, "wrote into")
+    yield f("steps write into the start", "step", in_place, "wrote into")
     yield f("the start's memory given back", "load", gives_back, "returned the memory")
-    yield f("a start that was trained on", "load", first_start_wins)
+    yield f("a start that was trained on", "step", first_start_wins)
 
     linear = wrong(activation=lambda x, layer: x, slope=lambda x, layer: np.ones_like(x))
     yield f("no activation", "outputs", linear, "no activation")
