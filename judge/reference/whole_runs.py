@@ -107,9 +107,12 @@ def one_ulp_away(state: Tensors, seed: int) -> Tensors:
     random = np.random.default_rng(seed)
     moved = {}
     for name, tensor in state.items():
+        if tensor.dtype.kind != "f":
+            moved[name] = tensor
+            continue
         # In the tensor's own dtype: a float64 infinity would make the step one of float64, lost in the cast.
         up = np.where(random.integers(0, 2, tensor.shape) == 1, np.inf, -np.inf).astype(tensor.dtype)
-        moved[name] = np.nextafter(tensor, up) if tensor.dtype.kind == "f" else tensor
+        moved[name] = np.nextafter(tensor, up)
     return moved
 
 
@@ -118,9 +121,10 @@ def _answer(sitting: Sitting, start: Start, epochs: int) -> Answer:
 
 
 def _begin() -> None:
-    """A worker: Ctrl-C is for the judge, who ends it; and there are as many of them as cores."""
+    """In a worker: Ctrl-C is for the judge, who ends it; and there are as many workers as cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    os.nice(5)  # what is judged meanwhile comes first
 
 
 def _work(source: Source, offers: Mapping[str, Any], precision: str, start: Start, epochs: int) -> Answer:
