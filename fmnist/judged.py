@@ -1,6 +1,17 @@
 """The experiments that parity judges: the post's, and others that a port of the program has to do as well."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist.data import Split
 from fmnist.experiment import Experiment
+
+Batch = Mapping[str, NDArray[Any]]
+"""`{"images": (n, 28, 28) uint8, "labels": (n,) int64}`"""
+Made = TypeVar("Made")
 
 JUDGED = {
     "784-4-10": Experiment(hidden=(4,), lr=0.05, batch_size=50),
@@ -15,3 +26,23 @@ ACCURACY_MARGIN = 0.001
 """Ten of 10,000 test images: less than a third of what another seed changes."""
 LOSS_MARGIN = 0.001
 """What a reader of the post's log would call the same number."""
+
+
+def joined(batches: Sequence[Mapping[str, Any]]) -> Split:
+    """The images and labels of batches, one after the other."""
+    images, labels = (np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in ("images", "labels"))
+    return Split(images, labels)
+
+
+class Once(Generic[Made]):
+    """What is made of batches, made once for all epochs that are given the very same ones."""
+
+    def __init__(self, make: Callable[[Split], Made]) -> None:
+        self.make = make
+        self.last: tuple[Sequence[Mapping[str, Any]], Made] | None = None
+
+    def __call__(self, batches: Sequence[Mapping[str, Any]]) -> Made:
+        if self.last is None or self.last[0] is not batches:
+            self.last = None  # the old ones need not be in memory beside the new ones
+            self.last = batches, self.make(joined(batches))
+        return self.last[1]

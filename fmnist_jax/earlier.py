@@ -4,7 +4,6 @@ A module of that interface offers `decode, start, tensors, logits, loss, gradien
 and, if it draws, `init`; `start` and `init` take the Experiment. Images are `uint8 (n, 28, 28)`, labels `int64 (n,)`.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist.experiment import Experiment, StateDict
-from fmnist.judged import JUDGED
+from fmnist.judged import JUDGED, Batch, joined
 
 Array = NDArray[Any]
-Batch = Mapping[str, Array]
 
 FUNCTIONS = (
     *("decode", "start", "tensors", "logits", "loss", "gradients"),
@@ -73,11 +71,11 @@ class Earlier:
         return State(after, state.given), loss
 
     def train_epoch(self, state: State, batches: tuple[Batch, ...]) -> tuple[State, Array]:
-        after, losses = self.module.train_epoch(state.state, *_joined(batches))
+        after, losses = self.module.train_epoch(state.state, *joined(batches))
         return State(after, state.given), losses
 
     def evaluate(self, state: State, batches: tuple[Batch, ...]) -> dict[str, float]:
-        accuracy, average_loss = self.module.evaluate(state.state, *_joined(batches))
+        accuracy, average_loss = self.module.evaluate(state.state, *joined(batches))
         return {"accuracy": accuracy, "average_loss": average_loss}
 
     def _init(self, seed: int) -> State:
@@ -94,8 +92,3 @@ def adapted(module: Any) -> dict[str, Earlier]:
     if missing:
         raise TypeError(f"lacks load_state_dict, and of the earlier interface {', '.join(missing)}")
     return {name: Earlier(module, experiment) for name, experiment in JUDGED.items()}
-
-
-def _joined(batches: tuple[Batch, ...]) -> tuple[Array, Array]:
-    images, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("images", "labels"))
-    return images, labels

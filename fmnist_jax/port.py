@@ -1,24 +1,20 @@
 """Shows the mirror to parity: `port`, one for each experiment that is judged."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from flax.training.train_state import TrainState
-from numpy.typing import NDArray
 
 from fmnist import metrics
 from fmnist.data import Split
 from fmnist.experiment import Experiment, StateDict
-from fmnist.judged import JUDGED
+from fmnist.judged import JUDGED, Batch, Once, joined
 from fmnist_jax import programs, torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
-
-Batch = Mapping[str, NDArray[Any]]
-"""`{"images": (n, 28, 28) uint8, "labels": (n,) int64}`"""
 
 programs.keep()
 
@@ -30,6 +26,7 @@ class Mirror:
         self.experiment = experiment
         # One for all states, since jit compiles anew for another optimizer.
         self.blank = train.init(experiment, {})
+        self.trained_on, self.tested_on = Once(_placed), Once(_placed)
 
     def load_state_dict(self, tensors: StateDict) -> TrainState:
         with _precision(next(iter(tensors.values())).dtype):
@@ -64,12 +61,12 @@ class Mirror:
             copy = jax.tree.map(
                 jax.numpy.copy, state
             )  # the program takes over the memory of the state that it is given
-            after, losses = train.train_epoch(copy, *_decoded(state, *batches), self.experiment.batch_size)
+            after, losses = train.train_epoch(copy, *_as(state, *self.trained_on(batches)), self.experiment.batch_size)
             return after, losses
 
     def evaluate(self, state: TrainState, batches: tuple[Batch, ...]) -> dict[str, float]:
         with _precision_of(state):
-            images, labels = _decoded(state, *batches)
+            images, labels = _as(state, *self.tested_on(batches))
             correct, losses = train.evaluate(state, images, labels, self.experiment.batch_size)
         return {
             "accuracy": float(metrics.accuracy(correct, len(labels))),
@@ -89,10 +86,17 @@ def _value_and_grad(params: Any, state: TrainState, pixels: jax.Array, labels: j
     return train.cross_entropy(state.apply_fn({"params": params}, pixels), labels).mean()
 
 
-def _decoded(state: TrainState, *batches: Batch) -> tuple[jax.Array, jax.Array]:
-    """The pixels and labels of batches, one after the other, as the program decodes those of a data set."""
-    split = Split(*(np.concatenate([batch[name] for batch in batches]) for name in ("images", "labels")))
-    pixels, labels = train.decode_split(split, jax.tree.leaves(state.params)[0].device)
+def _placed(split: Split) -> tuple[jax.Array, jax.Array]:
+    """Pixels and labels as the program decodes them, on JAX's default device."""
+    return train.decode_split(split, jax.numpy.zeros(()).device)
+
+
+def _decoded(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    return _as(state, *_placed(joined([batch])))
+
+
+def _as(state: TrainState, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """In the dtype of the state's parameters."""
     return pixels.astype(_dtype(state)), labels
 
 

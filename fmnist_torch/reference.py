@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from fmnist import metrics
 from fmnist.data import Dataset, Split, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
-from fmnist.judged import ACCURACY_MARGIN, JUDGED, LOSS_MARGIN
+from fmnist.judged import ACCURACY_MARGIN, JUDGED, LOSS_MARGIN, Once, joined
 from fmnist_torch import train
 from fmnist_torch.model import ShallowNetwork, from_numpy, init
 from judge.cases import Batch, Case
@@ -23,6 +23,8 @@ from judge.reference.rounding import own_precision
 from judge.variations import Program, as_float64
 
 CPU = torch.device("cpu")
+Data = tuple[Tensor, Tensor]
+"""Pixels and labels."""
 
 torch.set_num_threads(1)  # matrices as small as these gain nothing from more
 
@@ -46,8 +48,8 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
             optimizer=partial(_optimizer, experiment),
             batches=batches(dataset.train, experiment, first, 4.5),
             outputs=_outputs,
-            train_epoch=partial(_train_epoch, experiment.batch_size),
-            evaluate=partial(_evaluate, experiment.batch_size),
+            train_epoch=partial(_train_epoch, experiment, Once(_decoded)),
+            evaluate=partial(_evaluate, experiment, Once(_decoded)),
             init=partial(_init, experiment),
             cases=partial(_cases, experiment, dataset, first),
             whole_run=_whole_run(experiment, dataset) if name == post else None,
@@ -70,10 +72,9 @@ def _whole_run(experiment: Experiment, dataset: Dataset) -> WholeRun:
     return WholeRun(batches(dataset.train, experiment), batches(dataset.test, experiment), experiment.epochs, margins)
 
 
-def _decoded(*batches: TorchBatch) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.cat([batch[name] for batch in batches]) for name in ("images", "labels"))
+def _decoded(split: Split) -> tuple[Tensor, Tensor]:
     with own_precision():  # a port has to make the same pixels, to the bit
-        return train.decode(images.numpy(), CPU), labels
+        return train.decode_split(split, CPU)
 
 
 def _init(experiment: Experiment, seed: int) -> ShallowNetwork:
@@ -85,24 +86,30 @@ def _optimizer(experiment: Experiment, model: ShallowNetwork) -> torch.optim.Opt
 
 
 def _outputs(model: ShallowNetwork, batch: TorchBatch) -> dict[str, Tensor]:
-    pixels, _ = _decoded(batch)
+    pixels, _ = _decoded(joined([batch]))
     return {"pixels": pixels, "logits": model(pixels)}
 
 
 def _loss(model: ShallowNetwork, batch: TorchBatch) -> Tensor:
-    pixels, labels = _decoded(batch)
+    pixels, labels = _decoded(joined([batch]))
     return cross_entropy(model(pixels), labels)
 
 
 def _train_epoch(
-    batch_size: int, model: ShallowNetwork, optimizer: torch.optim.Optimizer, batches: list[TorchBatch]
+    experiment: Experiment,
+    decoded: Once[Data],
+    model: ShallowNetwork,
+    optimizer: torch.optim.Optimizer,
+    batches: list[TorchBatch],
 ) -> Tensor:
-    return train.train_epoch(model, optimizer, *_decoded(*batches), batch_size)
+    return train.train_epoch(model, optimizer, *decoded(batches), experiment.batch_size)
 
 
-def _evaluate(batch_size: int, model: ShallowNetwork, batches: list[TorchBatch]) -> dict[str, Any]:
-    images, labels = _decoded(*batches)
-    correct, losses = train.evaluate(model, images, labels, batch_size)
+def _evaluate(
+    experiment: Experiment, decoded: Once[Data], model: ShallowNetwork, batches: list[TorchBatch]
+) -> dict[str, Any]:
+    images, labels = decoded(batches)
+    correct, losses = train.evaluate(model, images, labels, experiment.batch_size)
     return {
         "accuracy": metrics.accuracy(correct.numpy(), len(labels)),
         "average_loss": metrics.average_loss(losses.numpy()),

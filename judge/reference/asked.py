@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,13 +73,17 @@ class Sitting:
     """Cases that the reference itself cannot answer."""
     remarks: list[str] = field(default_factory=list)
     """What is worth saying of the exam."""
+    has_chance: bool = True
+    """Whether anything has to be done about dropout, which costs a fifth of a small program's time."""
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
         """Everything about a reference that must be known before it is asked."""
         dropout = offers.get("dropout", "off")
         reference = replace(reference, module=without_chance(reference.module, dropout))
-        return Sitting(reference, offers, precision, _program(reference, offers))
+        with Off() as off:
+            program = _program(reference, offers)
+        return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
 
     @property
     def float64(self) -> bool:
@@ -96,7 +101,7 @@ class Sitting:
     def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
         chance = Kept if self.offers.get("dropout") == "kept" else Off
-        return answer(self.reference, case, rounding, chance)
+        return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
 
     def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
         """What is compared of what it says."""

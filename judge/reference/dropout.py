@@ -38,8 +38,11 @@ def without_chance(make: Callable[[], nn.Module], dropout: Dropout) -> Callable[
 class Off(TorchFunctionMode):
     """Dropout that a program calls itself returns what it is given."""
 
+    was_used = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.was_used |= func in _FUNCTIONS or func is functional.scaled_dot_product_attention
         if func in _FUNCTIONS:
             return args[0] if args else kwargs["input"]
         if func is functional.scaled_dot_product_attention:

@@ -1,7 +1,7 @@
 """A port on the bench: every case is answered once by the reference, and kept for all ports."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -52,7 +52,7 @@ class Bench:
         sittings = {}
         for name, one in reference(first=100 * seed).items():
             sitting = Sitting.of(one, OFFERS, "float32")
-            sittings[name] = Remembering(sitting.reference, sitting.offers, sitting.precision, sitting.program)
+            sittings[name] = Remembering(**{each.name: getattr(sitting, each.name) for each in fields(sitting)})
         return Bench(sittings, seed)
 
     def trial(self, make: Callable[[], Any], *, whole: bool, quick: bool = False) -> Iterator[Comparison]:
