@@ -13,16 +13,20 @@ import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
+from fmnist.files import write_atomically
 from fmnist.runs.lines import progress
 from judge.verdict.comparison import Comparison
 from tests.tools.faults.planted import faults
-from tests.tools.faults.trial import RIGHT, try_fault, try_right
+from tests.tools.faults.practice import PRACTICE
+from tests.tools.faults.trial import RIGHT, practise, try_fault, try_right
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="faults whose names hold one of these; all by default")
+    parser.add_argument("--document", type=Path, metavar="FILE.md", help="where it is written, with common practice")
     parser.add_argument("--right", action="store_true", help="examine right ports instead")
     parser.add_argument("--seeds", type=int, default=30, help="examinations of each right port")
     parser.add_argument("--first", type=int, default=0)
@@ -35,14 +39,49 @@ def main() -> int:
 def _faults(pool: ProcessPoolExecutor, options: argparse.Namespace) -> int:
     chosen = [one for one in faults() if not options.words or any(word in one.name for word in options.words)]
     running = {fault.name: pool.submit(try_fault, fault.name) for fault in chosen}
-    wrong = 0
+    practised = {fault.name: pool.submit(practise, fault.name) for fault in chosen if options.document}
+    wrong, found = 0, {}
     for fault in progress(chosen, "faults"):
-        stage, what, case = running[fault.name].result()
+        stage, what, case = found[fault.name] = running[fault.name].result()
+        what = what.partition("\n")[0]
         verdict = "caught" if stage == fault.stage else f"NOT AT {fault.stage}"
         wrong += stage != fault.stage
         print(f"{fault.name:34}  {stage or 'nowhere':10}  {verdict:10}  {what} in {case!r}", flush=True)
     print(f"{len(chosen) - wrong} of {len(chosen)} caught at their own stage")
+    if options.document:
+        noticed = {name: future.result() for name, future in practised.items()}
+        write_atomically(options.document, document(found, noticed, len(chosen) - wrong).encode())
     return 1 if wrong or not chosen else 0
+
+
+def document(found: dict[str, tuple[str, str, str]], noticed: dict[str, dict[str, bool]], caught: int) -> str:
+    """The campaign as Markdown."""
+    rows = [
+        f"| {name} | {stage or '—'} | {what.partition(chr(10))[0]} | {case} |"
+        for name, (stage, what, case) in found.items()
+    ]
+    practices = [
+        f"| {practice} | {sum(seen[practice] for seen in noticed.values())} of {len(found)} |" for practice in PRACTICE
+    ]
+    seen = sum(bool(stage) for stage, _, _ in found.values())
+    lines = [
+        "# Planted faults",
+        "",
+        "Written by `make faults`: `python -m tests.tools.faults`.",
+        "",
+        f"{len(found)} right ports with one mistake each; {caught} are caught at their own stage.",
+        "",
+        "| check | faults noticed |",
+        "|---|---:|",
+        *practices,
+        f"| parity | {seen} of {len(found)} |",
+        "",
+        "| fault | found at | of | in the case |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _right(pool: ProcessPoolExecutor, options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from judge.verdict.comparison import STAGES, Comparison
 from tests.tools.faults import plain_port, torch_port
 from tests.tools.faults.numpy_port import numpy_port
 from tests.tools.faults.planted import faults
+from tests.tools.faults.practice import noticed
 
 OFFERS = {"offers": ["init", "train_epoch", "evaluate"], "float64": True, "dropout": "off"}
 WHOLE = ("trajectory", "trends")
@@ -91,6 +92,11 @@ def try_fault(name: str) -> tuple[str, str, str]:
         return "", "", ""
     first = min(failing, key=lambda one: STAGES.index(one.stage))
     return first.stage, first.wrong or f"{first.quantity}, ratio {first.ratio:.3g}", first.case
+
+
+def practise(name: str) -> dict[str, bool]:
+    """Which common practices notice a fault."""
+    return noticed(next(fault for fault in faults() if fault.name == name).make)
 
 
 RIGHT: dict[str, Callable[[], Any]] = {
