@@ -942,7 +942,8 @@ MISTAKES = (
             Diff(
                 "decoder",
                 'integer_labels(logits[:, :-1], batch["tokens"][:, 1:]).mean()',
-                'integer_labels(logits[:, :-1].astype(jnp.bfloat16), batch["tokens"][:, 1:]).mean().astype(logits.dtype)',
+                'integer_labels(logits[:, :-1].astype(jnp.bfloat16), batch["tokens"][:, 1:]).mean()'
+                ".astype(logits.dtype)",
             ),
         ),
         ("flax#677",),
