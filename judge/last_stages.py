@@ -7,9 +7,9 @@ from typing import Any
 from .cases import Answer
 from .errors import PortError
 from .reference.asked import Sitting
-from .reference.whole_runs import MOVED, Source, Start, WholeRuns
+from .reference.whole_runs import Source, Start, WholeRuns
 from .verdict.comparison import Comparison, Curves, broken, compare, measured
-from .verdict.trends import SEEDS, Metrics, distances, equivalence, forced, free_running, metrics
+from .verdict.trends import MOVED, SEEDS, Metrics, distances, equivalence, forced, free_running, metrics
 
 LAST = ("trajectory", "trends")
 
@@ -27,7 +27,9 @@ def last_stages(
     wanted = [stage for stage in LAST if (stages is None or stage in stages) and not (quick and stage == "trends")]
     if not wanted or not sitting.runs_whole:
         return None
-    return LastStages(WholeRuns(sitting, 2 if quick else None, source), port, wanted, seeds, progress)
+    if quick:  # few runs are not worth a second process
+        return LastStages(WholeRuns(sitting, 2, source, workers=1), port, wanted, seeds, moved=2, progress=progress)
+    return LastStages(WholeRuns(sitting, source=source), port, wanted, seeds, progress=progress)
 
 
 @dataclass
@@ -39,6 +41,8 @@ class LastStages:
     stages: Sequence[str]
     """Those that are wanted."""
     seeds: int = SEEDS
+    moved: int = MOVED
+    """How many runs of the reference start one ulp away."""
     progress: Callable[[str], None] = lambda line: None
     _port_runs: dict[Start, Answer] = field(default_factory=dict)
 
@@ -112,7 +116,7 @@ class LastStages:
         return self._port_runs[start]
 
     def _moved(self) -> list[Start]:
-        return [Start(0, moved) for moved in range(MOVED + 1)]
+        return [Start(0, moved) for moved in range(self.moved + 1)]
 
     def _seeds(self) -> list[Start]:
         return [Start(seed) for seed in range(self.seeds)] if "trends" in self.stages else []

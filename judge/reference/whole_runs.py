@@ -17,9 +17,6 @@ from ..cases import Answer, Case, Tensors
 from .asked import Sitting
 from .program import Reference, fresh
 
-MOVED = 4
-"""Runs that start one ulp away: how far rounding drives a program apart is seen from them."""
-
 
 class Source(NamedTuple):
     """How a process of its own comes by a reference: `load(*arguments)[program]`."""
@@ -40,8 +37,10 @@ class Start:
 class WholeRuns:
     """The runs of one sitting. Those that are asked for ahead are worked on in the background, if there is a source."""
 
-    def __init__(self, sitting: Sitting, epochs: int | None = None, source: Source | None = None) -> None:
-        self.sitting, self.source = sitting, source
+    def __init__(
+        self, sitting: Sitting, epochs: int | None = None, source: Source | None = None, workers: int | None = None
+    ) -> None:
+        self.sitting, self.source, self.workers = sitting, source, workers or os.cpu_count()
         assert sitting.reference.whole_run is not None
         self.epochs = epochs or sitting.reference.whole_run.epochs
         self._pool: ProcessPoolExecutor | None = None
@@ -67,7 +66,7 @@ class WholeRuns:
             done.set_result(_answer(self.sitting, start, self.epochs))
             return done
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _begin)
+            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin)
         about = dict(self.sitting.offers), self.sitting.precision
         return self._pool.submit(_work, self.source, *about, start, self.epochs)
 

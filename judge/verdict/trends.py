@@ -8,9 +8,11 @@ import numpy as np
 from ..cases import Answer, Array, Case, Tensors
 from .comparison import Comparison, Measured, measured
 
+MOVED = 4
+"""Runs that start one ulp away: how far rounding drives a program apart is seen from them."""
 SLACK = 8.0
-"""How many times the largest drift among four runs that start one ulp away a right port's own may be. The largest of
-four draws is exceeded by a fifth one in one case of five; eight times it has not been seen."""
+"""How many times their largest drift a right port's own may be. The largest of four draws is exceeded by a fifth one in
+one case of five; eight times it has not been seen."""
 CONFIDENCE = 0.95
 SEEDS = 13
 """They show equivalence with a power of 90 % where paired differences have the margin as their standard deviation."""
