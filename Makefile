@@ -11,7 +11,8 @@ parity: $(INSTALLED)
 	$(BIN)/python -m parity
 
 faults: $(INSTALLED)
-	$(BIN)/python -m parity faults --document parity/FAULTS.md
+	$(BIN)/python -m tests.tools.faults --document docs/faults.md
+	$(BIN)/python -m tests.tools.faults --right --seeds 30
 
 lessons: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.lessons --output runs/lessons --overwrite

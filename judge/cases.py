@@ -15,7 +15,7 @@ Batch = Mapping[str, Array]
 Answer = dict[str, Array]
 """What somebody says to a case: quantity → array, in the order in which they are computed; see `CALLS`."""
 
-Call = Literal["load", "init", "outputs", "value_and_grad", "train_steps", "train_epoch", "evaluate"]
+Call = Literal["load", "init", "outputs", "value_and_grad", "train_steps", "train_epoch", "evaluate", "whole_run"]
 
 CALLS: dict[Call, str] = {
     "load": "state/NAME: every tensor of the state after `load_state_dict`, and no other",
@@ -26,6 +26,8 @@ CALLS: dict[Call, str] = {
     "then outputs/NAME of batches[0] in evaluation mode after all of them",
     "train_epoch": "losses (steps,) and state/NAME after all batches in order",
     "evaluate": "every number that the program reports over all batches, by name: evaluate/NAME",
+    "whole_run": "for e = 1, 2, … `epochs` one train_epoch over all batches, and an evaluate over test_batches: "
+    "losses/e (steps,), state/e/NAME, evaluate/e/NAME",
 }
 
 
@@ -43,6 +45,9 @@ class Case:
     """`outputs` only: in training mode."""
     seed: int = 0
     """`init` only."""
+    test_batches: tuple[Batch, ...] = ()
+    """`whole_run` only, as is the next."""
+    epochs: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -131,7 +131,7 @@ def load(path: Path, kind: type[Recording] | type[Answers]) -> Any:
 
 def case_of(tree: dict[str, Any]) -> Case:
     """A case from what `asdict` made of it."""
-    return Case(**{**tree, "batches": tuple(tree["batches"])})
+    return Case(**{**tree, "batches": tuple(tree["batches"]), "test_batches": tuple(tree["test_batches"])})
 
 
 def pack(tree: Any) -> bytes:

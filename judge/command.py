@@ -5,21 +5,22 @@ import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 from .cases_file import Answers, Recording, digest, load, save, write
-from .errors import PortError, UsageError, line_of, one_line, told
+from .errors import PortError, UsageError, one_line
 from .flags import NAME, again, names, parse
-from .port.locate import locate
 from .port.process import PortProcess
 from .port.protocol import OPTIONAL
 from .port.stub import stub
-from .verdict.comparison import Verdict
-from .verdict.report import as_json, as_markdown, report
+from .verdict.comparison import Curves, Verdict
+from .verdict.report import report
+from .verdict.several import agree, as_json, as_markdown, section, sentence
 
-REPORTS = ("report.json", "report.md")
+REPORTS = ("report.json", "report.md", "trajectory.png", "trends.png")
 FAILURE = "failure.npz"
 """The smallest case that still fails, with everybody's answers."""
 
@@ -53,25 +54,53 @@ def main(arguments: list[str]) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    reference, port = names(options.names)
+    named = names(options.names, options.port)
     _check_output(options)
-    program = _reference(reference)
-    from .exam import judge
+    references = _references(named.reference, options)
+    from .exam import examine
+    from .last_stages import last_stages
+    from .reference.asked import Sitting
+    from .reference.find import find
+    from .reference.whole_runs import Source
 
-    with _sitting(port, options) as process, _progress() as progress:
-        verdict = judge(
-            program,
-            process,
-            keep_going=options.keep_going,
-            progress=progress,
-            on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
-            **_asked(options),
-        )
-    return _tell(verdict, options)
+    verdicts: dict[str, Verdict] = {}
+    with _sitting(named.port, options, named.adapter) as process, _progress() as progress, ExitStack() as runs:
+        examinees = process.programs
+        if set(examinees) != set(references):
+            raise UsageError(f"{named.port}: has {_listed(examinees)}, {named.reference} has {_listed(references)}")
+        asked = _asked(options)
+        precision = asked.pop("precision")
+        prepared = {}
+        for name, reference in references.items():
+            sitting = Sitting.of(reference, examinees[name].describe(), precision)
+            source = Source(find, (named.reference, options.data), name)
+            last = last_stages(sitting, examinees[name], options.only, options.quick, options.seeds, progress, source)
+            if last is not None:
+                runs.enter_context(last.runs)
+                last.prepare()
+            prepared[name] = sitting, examinees[name], last
+        for name, (sitting, examinee, last) in prepared.items():
+            found = examine(
+                sitting,
+                examinee,
+                last,
+                keep_going=options.keep_going,
+                progress=progress,
+                on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
+                **asked,
+            )
+            verdicts[name] = found
+            if name:
+                progress("")
+                print(section(name, found, again(options)), flush=True)
+            if not found.agrees and not options.keep_going:
+                break
+    margins = {name: reference.whole_run.margins for name, reference in references.items() if reference.whole_run}
+    return _tell(verdicts, options, len(references), margins)
 
 
 def _record(options: argparse.Namespace) -> int:
-    program = _reference(options.reference)
+    program = _only(_references(options.reference, options), options.program, options.reference)
     from .exam import record
 
     with _progress() as progress:
@@ -85,7 +114,8 @@ def _answer(options: argparse.Namespace) -> int:
     recording: Recording = load(options.exam, Recording)
     given: dict[str, Any] = {}
     with _sitting(options.port, options) as process, _progress() as progress:
-        about = process.describe()
+        examinee = _only(process.programs, options.program, options.port)
+        about = examinee.describe()
         dropout = recording.about.get("dropout", about["dropout"])
         if dropout != about["dropout"]:
             raise UsageError(
@@ -98,7 +128,7 @@ def _answer(options: argparse.Namespace) -> int:
                 continue
             progress(f"{case.call}: {case.name}")
             try:
-                given[digest(case)] = process.answer(case)
+                given[digest(case)] = examinee.answer(case)
             except PortError as error:
                 given[digest(case)] = f"{error}\n{error.hint}".rstrip()
     save(options.answers, Answers(about, given))
@@ -110,14 +140,16 @@ def _answer(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     _check_output(options)
     recording, answers = load(options.exam, Recording), load(options.answers, Answers)
-    program = _reference(options.reference) if options.reference else None
+    program = None
+    if options.reference:
+        program = _only(_references(options.reference, options), options.program, options.reference)
     from .exam import replay
 
     with _progress() as progress:
         verdict = replay(
             recording, answers, program, stages=options.only, keep_going=options.keep_going, progress=progress
         )
-    return _tell(verdict, options)
+    return _tell({"": verdict}, options)
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -155,27 +187,30 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {"stages": options.only, **told}
 
 
-def _sitting(port: str, options: argparse.Namespace) -> PortProcess:
-    return PortProcess(port, options.python, options.time_limit, options.memory_limit)
+def _sitting(port: str, options: argparse.Namespace, adapter: str = "") -> PortProcess:
+    return PortProcess(port, options.python, options.time_limit, options.memory_limit, adapter)
 
 
-def _reference(spec: str) -> Any:
+def _references(spec: str, options: argparse.Namespace) -> dict[str, Any]:
     try:
-        from .reference.program import Reference
+        from .reference.find import find
     except ModuleNotFoundError as error:
         raise UsageError(f"{error}: the reference needs torch here; where there is none, use {NAME} answer") from None
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            module, reference = locate(spec, "reference")
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        own = str(Path(spec.partition(":")[0]).resolve())
-        raise UsageError(f"{spec}: cannot be imported: {told(error)}{line_of(error, own)}") from None
-    if not isinstance(reference, Reference):
-        kind = "a module without `reference`" if reference is module else type(reference).__name__
-        raise UsageError(f"{spec}: is {kind}, expected a parity.Reference, such as `reference = parity.Reference(...)`")
-    return reference
+    return find(spec, options.data)
+
+
+def _only(programs: Mapping[str, Any], name: str | None, spec: str) -> Any:
+    """The program that is asked for, or the one that there is."""
+    if name is None and len(programs) == 1:
+        return next(iter(programs.values()))
+    if name is None or name not in programs:
+        asked = "has several programs" if name is None else f"has no program {name}"
+        raise UsageError(f"{spec}: {asked}; expected --program with one of {_listed(programs)}")
+    return programs[name]
+
+
+def _listed(programs: Iterable[str]) -> str:
+    return ", ".join(name or "a lone program" for name in programs)
 
 
 def _check_output(options: argparse.Namespace) -> None:
@@ -193,13 +228,25 @@ def _check_output(options: argparse.Namespace) -> None:
         raise UsageError(f"{options.output}: holds {' and '.join(held)}; give another folder, or --overwrite")
 
 
-def _tell(verdict: Verdict, options: argparse.Namespace) -> int:
+def _tell(
+    verdicts: dict[str, Verdict],
+    options: argparse.Namespace,
+    programs: int = 1,
+    margins: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> int:
     command = again(options)
-    print(report(verdict, command))
+    print(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
     if options.output is not None:
-        for name, text in zip(REPORTS, (as_json(verdict), as_markdown(verdict, command)), strict=True):
+        texts = as_json(verdicts, programs), as_markdown(verdicts, programs, command)
+        for name, text in zip(REPORTS, texts, strict=False):
             write(options.output / name, text.encode())
-    return 0 if verdict.agrees else 1
+        for program, verdict in verdicts.items():
+            if verdict.curves != Curves():
+                from .verdict.pictures import pictures
+
+                for name, picture in pictures(verdict.curves, margins[program], verdict.port).items():
+                    write(options.output / name, picture)
+    return 0 if agree(verdicts) else 1
 
 
 @contextlib.contextmanager

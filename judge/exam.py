@@ -7,6 +7,7 @@ from typing import Any
 from .cases import Case
 from .cases_file import Answers, Recording
 from .errors import PortError
+from .last_stages import LAST, LastStages, last_stages
 from .port.process import examinee
 from .reference.asked import Sitting
 from .reference.program import Reference
@@ -16,6 +17,7 @@ from .verdict.comparison import (
     STAGES,
     STAGES_OF,
     Comparison,
+    Curves,
     Explanation,
     Measured,
     Paper,
@@ -25,6 +27,7 @@ from .verdict.comparison import (
     measured,
 )
 from .verdict.explanation import explain
+from .verdict.trends import SEEDS
 
 Progress = Callable[[str], None]
 
@@ -38,6 +41,7 @@ def judge(
     quick: bool = False,
     precision: str = "float32",
     seed: int = 0,
+    seeds: int = SEEDS,
     progress: Progress = lambda line: None,
     on_failure: Callable[[Recording], None] | None = None,
 ) -> Verdict:
@@ -50,48 +54,85 @@ def judge(
             whatever offers `describe()` and `answer(case)`: a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
-        quick: fewer cases.
+        quick: fewer cases, no trends, and whole runs of two epochs.
         precision: float32, or what the reference and the port compute in on purpose: bfloat16, float16, tf32.
         seed: of the states that cases start from.
+        seeds: how many whole runs `trends` compares.
         progress: told what is being asked.
         on_failure: given the smallest case that still fails, with everybody's answers.
     """
-    with examinee(port) as port:
-        offers = port.describe()
-        sitting = first = Sitting.of(reference, offers, precision)
-        wanted = [stage for stage in STAGES if stages is None or stage in stages]
-        asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
-        compared: list[Comparison] = []
-        causes: list[tuple[Explanation, ...]] = []
-        for _, group in itertools.groupby(asked, key=lambda case: case.call):
-            answered = []
-            for case in group:
-                progress(f"{case.call}: {case.name}")
-                if (question := sitting.ask(case)) is not None:
-                    answered.append((question, _answer(port, case, sitting.program.parameters)))
+    with examinee(port) as sat:
+        sitting = Sitting.of(reference, sat.describe(), precision)
+        return examine(
+            sitting,
+            sat,
+            last_stages(sitting, sat, stages, quick, seeds, progress),
+            stages=stages,
+            keep_going=keep_going,
+            quick=quick,
+            seed=seed,
+            progress=progress,
+            on_failure=on_failure,
+        )
+
+
+def examine(
+    sitting: Sitting,
+    port: Any,
+    last: LastStages | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    keep_going: bool = False,
+    quick: bool = False,
+    seed: int = 0,
+    explains: bool = True,
+    progress: Progress = lambda line: None,
+    on_failure: Callable[[Recording], None] | None = None,
+) -> Verdict:
+    """`judge` in a sitting that is prepared.
+
+    Args:
+        port: what offers `describe()` and `answer(case)`.
+        last: whole runs, which may have been begun in the background.
+        explains: look for what explains a difference.
+    """
+    first, wanted = sitting, [stage for stage in STAGES if stages is None or stage in stages]
+    asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
+    compared: list[Comparison] = []
+    causes: list[tuple[Explanation, ...]] = []
+    for _, group in itertools.groupby(asked, key=lambda case: case.call):
+        answered = []
+        for case in group:
+            progress(f"{case.call}: {case.name}")
+            if (question := sitting.ask(case)) is not None:
+                answered.append((question, _answer(port, case, sitting.program.parameters)))
+        found = _compared(answered, wanted)
+        seen = {(one.case, one.quantity): one for one in found}
+        while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
+            causes.append(cause.said)
+            sitting = sitting.rewritten(cause.rewrite)
+            answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)
-            seen = {(one.case, one.quantity): one for one in found}
-            while not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
-                causes.append(cause.said)
-                sitting = sitting.rewritten(cause.rewrite)
-                answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
-                found = _compared(answered, wanted)
-                # A difference is told as it was first seen; what agrees may have needed the mistake.
-                seen |= {(one.case, one.quantity): one for one in found if seen[one.case, one.quantity].passes}
-            compared += seen.values() if keep_going or _agree(found) else _up_to_failure(seen.values(), found)
-            if not _agree(found) and not keep_going:
-                break
-        compared.sort(key=lambda one: STAGES.index(one.stage))
-        if on_failure is not None and not _agree(compared):
-            on_failure(_smallest_failure(first, port, asked, compared))
+            # A difference is told as it was first seen; what agrees may have needed the mistake.
+            seen |= {(one.case, one.quantity): one for one in found if seen[one.case, one.quantity].passes}
+        compared += seen.values() if keep_going or _agree(found) else _up_to_failure(seen.values(), found)
+        if not _agree(found) and not keep_going:
+            break
+    else:
+        if last is not None and (keep_going or not causes):
+            compared += last.compared()
+    compared.sort(key=lambda one: STAGES.index(one.stage))
+    if on_failure is not None and not _agree(one for one in compared if one.stage not in LAST):
+        on_failure(_smallest_failure(first, port, asked, compared))
     return Verdict(
-        reference.name,
-        str(offers.get("port", "the port")),
+        sitting.reference.name,
+        str(sitting.offers.get("port", "the port")),
         tuple(compared),
         tuple(causes),
         sitting.not_judged(wanted),
         sitting.notes(),
         sitting.places(compared),
+        Curves() if last is None else last.curves(),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .cases import Array, Batch, Case, Tensors
+from .cases import CALLS, Array, Batch, Call, Case, Tensors
 
 STEPS = 3
 
@@ -23,13 +23,21 @@ class Program:
     tied: Mapping[str, str]
     """Further names of a parameter that has several → its first one."""
     batches: tuple[Batch, ...]
+    further: tuple[Case, ...] = ()
+    """Cases of the program's own."""
     has_init: bool = False
     has_epoch: bool = False
     has_evaluate: bool = False
 
 
-def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = True) -> Iterator[Case]:
-    """All cases, stage by stage; those that the reference itself cannot answer are for the exam to drop."""
+def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = True) -> list[Case]:
+    """All cases, call by call; those that the reference itself cannot answer are for the exam to drop."""
+    further = [case for case in program.further if not quick and (float64 or case.dtype != np.float64)]
+    order = list(CALLS)
+    return sorted([*_cases(program, seed, quick, float64), *further], key=lambda case: order.index(case.call))
+
+
+def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[Case]:
     random = np.random.default_rng(seed)
     given, shaken = program.state, shake(program, random)
     small = {name: array * np.float32(0.05) if array.ndim > 1 else array for name, array in shaken.items()}
@@ -38,6 +46,10 @@ def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = 
 
     yield Case("as given", "load", given)
     yield Case("shaken", "load", shaken)
+    if float64:
+        # Values that float32 cannot hold.
+        thirds = {name: array / 3 if array.dtype.kind == "f" else array for name, array in _float64(shaken).items()}
+        yield Case("float64", "load", thirds)
     if program.has_init:
         for seed in (0, 1) if quick else (0, 1, 42, 2**31 + 5):
             yield Case(f"seed {seed}", "init", {}, seed=seed)
@@ -81,10 +93,12 @@ def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = 
         yield Case("shaken, large inputs", "train_steps", shaken, large)
     if float64:
         yield as_float64(Case("float64", "train_steps", shaken, batches))
-    if program.has_epoch:
-        yield Case("all batches", "train_epoch", shaken, program.batches)
-    if program.has_evaluate:
-        yield Case("all batches", "evaluate", shaken, program.batches)
+    both: tuple[tuple[Call, bool], ...] = (("train_epoch", program.has_epoch), ("evaluate", program.has_evaluate))
+    for call, offered in both:
+        if offered:
+            yield Case("all batches", call, shaken, program.batches)
+            if float64:
+                yield as_float64(Case("float64, all batches", call, shaken, program.batches))
 
 
 def shake(program: Program, random: np.random.Generator) -> Tensors:

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -58,25 +59,34 @@ class Held:
         return {"python": platform.python_version(), **numbers}
 
 
-def find(spec: str) -> Held:
-    """The port of that name, `file.py:name` or `module:name`; without a name the module's `port`, else the module.
+def find(spec: str, adapter: str = "") -> dict[str, Held]:
+    """The ports of that name, by the names of their programs; a lone one's program is called "".
+
+    Args:
+        spec: `file.py:name` or `module:name`; without a name the module's `port`, else the module itself.
+        adapter: likewise, a function that makes ports of what was not written for this interface.
 
     Raises:
         PortError: there is none, it cannot be imported, or it lacks a function.
     """
     try:
-        module, port = guarded(None, "import", lambda: _found(spec))
+        module, found = guarded(None, "import", lambda: _found(spec, adapter))
     except PortError as error:
         raise PortError(f"{spec}: {error}", error.hint) from None
-    if isinstance(port, UsageError):
-        raise PortError(str(port))
-    if isinstance(port, type):
-        port = guarded(module, spec, port)
-    return Held(port, module, spec)
+    if isinstance(found, UsageError):
+        raise PortError(str(found))
+    if isinstance(found, type):
+        found = guarded(module, spec, found)
+    if not isinstance(found, Mapping):
+        return {"": Held(found, module, spec)}
+    return {name: Held(port, module, f"{spec} {name}") for name, port in found.items()}
 
 
-def _found(spec: str) -> tuple[Any, Any]:
+def _found(spec: str, adapter: str) -> tuple[Any, Any]:
     try:
-        return locate(spec, "port")
+        module, found = locate(spec, "port")
+        if adapter and not isinstance(found, type | Mapping) and not hasattr(found, REQUIRED[0]):
+            found = locate(adapter)[1](found)
+        return module, found
     except UsageError as error:
         return None, error

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,14 +46,19 @@ class PortProcess:
     """
 
     def __init__(
-        self, spec: str, python: str | None = None, time_limit: float = TIME_LIMIT, memory_limit: float | None = None
+        self,
+        spec: str,
+        python: str | None = None,
+        time_limit: float = TIME_LIMIT,
+        memory_limit: float | None = None,
+        adapter: str = "",
     ) -> None:
-        self.spec, self.python, self.time_limit = spec, python, time_limit
+        self.spec, self.python, self.time_limit, self.adapter = spec, python, time_limit, adapter
         if psutil is None and memory_limit is not None:
             raise UsageError("--memory-limit needs the package psutil; install it, or leave the flag out")
         self.memory_limit = memory_limit or (0.75 * psutil.virtual_memory().total if psutil else float("inf"))
         self._process: subprocess.Popen[bytes] | None = None
-        self._description: dict[str, Any] = {}
+        self._descriptions: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "PortProcess":
         self._start()
@@ -62,15 +67,20 @@ class PortProcess:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def describe(self) -> dict[str, Any]:
-        """The optional functions it offers, whether it can do float64, its dropout, its packages' versions."""
-        return self._description
+    @property
+    def programs(self) -> "dict[str, Examinee]":
+        """What can be examined, by the names of the programs; a lone one's is ""."""
+        return {name: Examinee(self, name) for name in self._descriptions}
 
-    def answer(self, case: Case) -> Answer:
+    def describe(self, program: str = "") -> dict[str, Any]:
+        """The optional functions it offers, whether it can do float64, its dropout, its packages' versions."""
+        return self._descriptions[program]
+
+    def answer(self, case: Case, program: str = "") -> Answer:
         """What the port says to the case."""
         if self._process is None:
             self._start()
-        answer: Answer = self._ask(case.call, pack(asdict(case)))
+        answer: Answer = self._ask(case.call, pack({"program": program, "case": asdict(case)}))
         return answer
 
     def _start(self) -> None:
@@ -80,7 +90,7 @@ class PortProcess:
         for_port, self._requests = os.pipe()
         self._replies, from_port = os.pipe()
         package = __package__.partition(".")[0]
-        arguments = [str(_PACKAGE), package, str(for_port), str(from_port), self.spec]
+        arguments = [str(_PACKAGE), package, str(for_port), str(from_port), self.spec, self.adapter]
         try:
             self._process = subprocess.Popen(
                 [self.python or sys.executable, "-c", START, *arguments],
@@ -104,7 +114,7 @@ class PortProcess:
         self._reader = threading.Thread(target=_keep_last, args=(self._process.stdout, self._printed), daemon=True)
         self._reader.start()
         try:
-            self._description = self._ask("import", b"")
+            self._descriptions = self._ask("import", b"")
         except BaseException:  # a port that cannot be had is not waited for
             self._stop()
             raise
@@ -196,6 +206,22 @@ class PortProcess:
     def _hint(self) -> str:
         lines = [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
         return "\n".join(["the last lines that the port printed:", *(f"  | {line}" for line in lines)]) if lines else ""
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """One program of a port's process."""
+
+    process: PortProcess
+    program: str
+
+    def describe(self) -> dict[str, Any]:
+        """See `PortProcess.describe`."""
+        return self.process.describe(self.program)
+
+    def answer(self, case: Case) -> Answer:
+        """See `PortProcess.answer`."""
+        return self.process.answer(case, self.program)
 
 
 class _Ended(Exception):

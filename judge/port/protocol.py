@@ -84,6 +84,11 @@ class _Asked:
     def batches(self) -> tuple[Batch, ...]:
         return tuple(self._given(f"{{}} of batch {at}", batch) for at, batch in enumerate(self.case.batches, 1))
 
+    def test_batches(self) -> tuple[Batch, ...]:
+        return tuple(
+            self._given(f"{{}} of test batch {at}", batch) for at, batch in enumerate(self.case.test_batches, 1)
+        )
+
     def _given(self, name: str, arrays: Batch) -> Tensors:
         copies = {key: np.array(array) for key, array in arrays.items()}
         self.held += [(f"{name.format(key)} that it was given", copies[key], arrays[key]) for key in copies]
@@ -153,6 +158,12 @@ class _Asked:
         of = f" for {one_line(name)}" if name else ""
         raise PortError(f"{self.function}: the port returned {_kind(value)}{of}, expected {expected}")
 
+    def check_same(self, before: Answer, state: State, wrong: str) -> None:
+        """A state is as one was before."""
+        for name, tensor in self.state(state, "state/").items():
+            if not np.array_equal(_bits(tensor), _bits(before[name])):
+                raise PortError(f"{wrong} {one_line(name.removeprefix('state/'))}")
+
     def check_untouched(self) -> None:
         """What was given and what was returned is as it was then."""
         for name, array, before in self.held:
@@ -188,11 +199,16 @@ def _value_and_grad(asked: _Asked) -> Answer:
 
 def _train_steps(asked: _Asked) -> Answer:
     state, batches, found = asked.load(), asked.batches(), {}
+    before = asked.state(state, "state/")
     for step, batch in enumerate(batches, 1):
         state, loss = asked.pair(asked("train_step", state, batch))
         found[f"loss/{step}"] = asked.array("loss", loss, ())
         found |= asked.state(state, f"state/{step}/")
-    return found | _outputs_of(asked, state, batches[0], False)
+    found |= _outputs_of(asked, state, batches[0], False)
+    asked.check_same(
+        before, asked.load(), "load_state_dict: after training, the same tensors give another state: look at"
+    )
+    return found
 
 
 def _train_epoch(asked: _Asked) -> Answer:
@@ -202,11 +218,32 @@ def _train_epoch(asked: _Asked) -> Answer:
 
 
 def _evaluate(asked: _Asked) -> Answer:
-    reported = asked.mapping(asked("evaluate", asked.load(), asked.batches()), "evaluate/")
+    state = asked.load()
+    before = asked.state(state, "state/")
+    found = _evaluation(asked, state, asked.batches(), "evaluate/")
+    asked.check_same(
+        before, state, "evaluate: the port changed its state, which an evaluation has to leave alone: look at"
+    )
+    return found
+
+
+def _evaluation(asked: _Asked, state: State, batches: tuple[Batch, ...], prefix: str) -> Answer:
+    reported = asked.mapping(asked("evaluate", state, batches), prefix)
     for name, number in reported.items():
         if number.shape != ():
-            asked.refuse(f"evaluate/{name}", number, "a number")
-    return {f"evaluate/{name}": number for name, number in reported.items()}
+            asked.refuse(f"{prefix}{name}", number, "a number")
+    return {f"{prefix}{name}": number for name, number in reported.items()}
+
+
+def _whole_run(asked: _Asked) -> Answer:
+    state, batches, test_batches = asked.load(), asked.batches(), asked.test_batches()
+    found: Answer = {}
+    for epoch in range(1, asked.case.epochs + 1):
+        state, losses = asked.pair(asked("train_epoch", state, batches))
+        found[f"losses/{epoch}"] = asked.array("losses", losses, (len(batches),))
+        found |= asked.state(state, f"state/{epoch}/")
+        found |= _evaluation(asked, state, test_batches, f"evaluate/{epoch}/")
+    return found
 
 
 _CALLS: dict[Call, Callable[[_Asked], Answer]] = {
@@ -217,6 +254,7 @@ _CALLS: dict[Call, Callable[[_Asked], Answer]] = {
     "train_steps": _train_steps,
     "train_epoch": _train_epoch,
     "evaluate": _evaluate,
+    "whole_run": _whole_run,
 }
 
 

@@ -32,7 +32,7 @@ importlib.import_module(package + ".port.worker").main(*rest)
 """Run by `python -c`: this package alone is made known, whatever else is installed beside it."""
 
 
-def main(asked: str, answered: str, spec: str) -> None:
+def main(asked: str, answered: str, spec: str, adapter: str) -> None:
     """Answer until there is no more question. The first one is the empty message: who are you?"""
     requests, replies = int(asked), int(answered)
     sys.argv = [spec]
@@ -43,7 +43,7 @@ def main(asked: str, answered: str, spec: str) -> None:
     faulthandler.enable()
     threading.Thread(target=_end_with_the_judge, args=(os.getppid(),), daemon=True).start()
     try:
-        _answer_all(requests, replies, spec)
+        _answer_all(requests, replies, spec, adapter)
     except OSError as error:
         sys.exit(f"the port closed the pipe that the exam uses: {error.strerror}")
 
@@ -55,13 +55,15 @@ def _end_with_the_judge(judge: int) -> None:
     os._exit(1)
 
 
-def _answer_all(requests: int, replies: int, spec: str) -> None:
-    port: Held | None = None
+def _answer_all(requests: int, replies: int, spec: str, adapter: str) -> None:
+    ports: dict[str, Held] = {}
 
     def reply(question: Any) -> dict[str, Any]:
-        nonlocal port
-        port = port or find(spec)
-        return port.answer(case_of(question)) if question else port.describe()
+        nonlocal ports
+        ports = ports or find(spec, adapter)
+        if question:
+            return ports[question["program"]].answer(case_of(question["case"]))
+        return {name: port.describe() for name, port in ports.items()}
 
     while header := _read(requests, HEADER.size):
         number, size = HEADER.unpack(header)
@@ -71,7 +73,7 @@ def _answer_all(requests: int, replies: int, spec: str) -> None:
         except PortError as error:
             content = pack({"error": str(error), "hint": error.hint})
         except BaseException as error:  # an array whose methods raise, say
-            call = question["call"] if question else "import"
+            call = question["case"]["call"] if question else "import"
             content = pack({"error": f"{call}: the port raised {told(error)}"})
         _write(replies, HEADER.pack(number, len(content)) + content)
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..cases import Array, Case, Tensors
+from ..cases import Answer, Array, Case, Tensors
 from ..errors import UsageError
 from ..variations import Program
 from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
@@ -72,26 +73,39 @@ class Sitting:
     """Cases that the reference itself cannot answer."""
     remarks: list[str] = field(default_factory=list)
     """What is worth saying of the exam."""
+    has_chance: bool = True
+    """Whether anything has to be done about dropout, which costs a fifth of a small program's time."""
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
         """Everything about a reference that must be known before it is asked."""
         dropout = offers.get("dropout", "off")
         reference = replace(reference, module=without_chance(reference.module, dropout))
-        return Sitting(reference, offers, precision, _program(reference, offers))
+        with Off() as off:
+            program = _program(reference, offers)
+        return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
 
     @property
     def float64(self) -> bool:
         return bool(self.offers.get("float64", True)) and self.precision == "float32"
 
+    @property
+    def runs_whole(self) -> bool:
+        """Whether both sides can train and report as the program does."""
+        return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
+
     def rounding(self, case: Case, run: int) -> Rounding:
         """That of one of many runs of a case."""
         return Rounding(run, case.dtype == np.float32, self.precision)
 
-    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+    def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
         chance = Kept if self.offers.get("dropout") == "kept" else Off
-        return measured(case, answer(self.reference, case, rounding, chance), self.program.parameters)
+        return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
+
+    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+        """What is compared of what it says."""
+        return measured(case, self.say(case, rounding), self.program.parameters)
 
     def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
         """The same exam for another reference: one with a mistake that the port was found to make."""
@@ -120,6 +134,11 @@ class Sitting:
                 said.append(f"{stage}: the reference has no {name}")
             elif stage in wanted and name not in self.offers.get("offers", ()):
                 said.append(f"{stage}: the port offers no {name}")
+        for stage in ("trajectory", "trends"):
+            if stage in wanted and self.reference.whole_run is None:
+                said.append(f"{stage}: the reference has no whole_run")
+            elif stage in wanted and not self.runs_whole:
+                said.append(f"{stage}: needs train_epoch and evaluate of both")
         if not self.float64:
             said.append("float64: the port computes in float32 only")
         return (*said, *self.dropped)
@@ -194,17 +213,12 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
         for name, tensor in module.state_dict().items()
         if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
     }
-    return Program(
-        state,
-        frozenset(trained),
-        frozenset(running),
-        tied,
-        tuple(reference.batches),
-        *(
-            bool(getattr(reference, name)) and name in offers.get("offers", ())
-            for name in ("init", "train_epoch", "evaluate")
-        ),
-    )
+    offered = [
+        bool(getattr(reference, name)) and name in offers.get("offers", ())
+        for name in ("init", "train_epoch", "evaluate")
+    ]
+    program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
+    return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
 
 
 def _numbers(tensor: torch.Tensor) -> Array:

@@ -38,8 +38,11 @@ def without_chance(make: Callable[[], nn.Module], dropout: Dropout) -> Callable[
 class Off(TorchFunctionMode):
     """Dropout that a program calls itself returns what it is given."""
 
+    was_used = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.was_used |= func in _FUNCTIONS or func is functional.scaled_dot_product_attention
         if func in _FUNCTIONS:
             return args[0] if args else kwargs["input"]
         if func is functional.scaled_dot_product_attention:
@@ -52,6 +55,10 @@ class Off(TorchFunctionMode):
 
 class Kept(TorchDispatchMode):
     """Nothing is dropped, and all of it is scaled by 1 / (1 - p): a dropout that sits elsewhere shows."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in rounding
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in ("aten::bernoulli_", "aten::bernoulli"):

@@ -1,7 +1,7 @@
 """A PyTorch training program, and its answers to cases: in float32 as it is, or in float64 with errors put in."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from ..cases import Answer, Batch, Case, Tensors
+from ..variations import Program
 from .noise import EXACTLY, Number, Rounding
 from .rounding import Wide, held, wide, widened
 
 TorchBatch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """Training as it is meant: epochs over all batches, each followed by an evaluation."""
+
+    batches: Sequence[Batch]
+    test_batches: Sequence[Batch]
+    epochs: int
+    margins: Mapping[str, float]
+    """By the names that `evaluate` reports: mean differences between paired seeds that are as good as none."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,10 @@ class Reference:
     """`evaluate(module, batches)`: the numbers that the program reports, by name."""
     init: Callable[[int], nn.Module] | None = None
     """`init(seed)`: the module as the program draws it, where a port has to draw the same numbers."""
+    cases: Callable[[Program], Iterable[Case]] | None = None
+    """Further cases that are worth asking of this program, such as inputs on which a mistake of its kind shows."""
+    whole_run: WholeRun | None = None
+    """What the stages `trajectory` and `trends` do, with `train_epoch` and `evaluate`."""
     name: str = ""
     layout: Layout | None = None
     """Of a hypothesis about a port: a program reads its own tensors as they are."""
@@ -78,7 +94,8 @@ def answer(
         torch.manual_seed(0)
         if case.call == "init":
             assert reference.init is not None
-            return _named("state", reference.init(case.seed).state_dict())
+            drawn = _named("state", reference.init(case.seed).state_dict())
+            return {name: _numpy(tensor) for name, tensor in drawn.items()}
         module = reference.module()
         load(module, reference.layout.taken(case.state) if reference.layout else case.state)
         batches = [_tensors(batch, rounding) for batch in case.batches]
@@ -126,18 +143,32 @@ def _ask(
             if param.requires_grad
         }
         return {"loss": loss, **_named("gradients", grads)}
+    if case.call == "evaluate":
+        return _named("evaluate", _evaluate(reference, module, batches))
     optimizer = reference.optimizer(module)
     _let_numbers_err(optimizer, rounding)
     if case.call == "train_steps":
         return _train_steps(reference, module, optimizer, batches)
+    assert reference.train_epoch is not None
     if case.call == "train_epoch":
-        assert reference.train_epoch is not None
+        module.train()
         losses = reference.train_epoch(module, optimizer, batches)
         return {"losses": losses, **_named("state", module.state_dict())}
+    test_batches = [_tensors(batch, rounding) for batch in case.test_batches]
+    said: dict[str, Any] = {}
+    for epoch in range(1, case.epochs + 1):
+        module.train()
+        said[f"losses/{epoch}"] = _numpy(reference.train_epoch(module, optimizer, batches))
+        said |= {name: _numpy(value) for name, value in _named(f"state/{epoch}", module.state_dict()).items()}
+        said |= _named(f"evaluate/{epoch}", _evaluate(reference, module, test_batches))
+    return said
+
+
+def _evaluate(reference: Reference, module: nn.Module, batches: list[TorchBatch]) -> Mapping[str, Any]:
     assert reference.evaluate is not None
     module.eval()
     with torch.no_grad():
-        return _named("evaluate", reference.evaluate(module, batches))
+        return reference.evaluate(module, batches)
 
 
 def _train_steps(

@@ -53,6 +53,10 @@ class Wide(torch.Tensor):
             memo[id(self)] = copy
         return memo[id(self)]  # type: ignore[no-any-return]
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """What programs report is often made of arrays: float64 here."""
+        return self.held.numpy(force=force)
+
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Wide({self.held}, {self.dtype})"
 
@@ -63,6 +67,10 @@ class _Dispatch(TorchDispatchMode):
     def __init__(self, rounding: Rounding) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rounding = rounding
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else every operation goes through a wrapper that keeps compilers out
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -102,6 +110,17 @@ def wide(rounding: Rounding) -> Iterator[None]:
         _Constants(),
         _Dispatch(rounding),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def own_precision() -> Iterator[None]:
+    """Within it a program computes in its own precision, and what comes of it errs by nothing.
+
+    For what is done to data before a network sees it, such as pixels that are made of bytes: a port has to have the
+    very same bits.
+    """
+    with torch.utils._python_dispatch._disable_current_modes():
         yield
 
 

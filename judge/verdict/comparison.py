@@ -60,6 +60,16 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Whole runs, for pictures and for whoever wants to look closer."""
+
+    drift: dict[str, list[float]] = field(default_factory=dict)
+    """Distance from the reference's run after each epoch, relative to what training changed, by run."""
+    trends: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+    """What was reported, of each seed and epoch: side → name → `(seeds, epochs)`."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """All that an exam found out; `verdict.report` says it in words."""
 
@@ -75,6 +85,8 @@ class Verdict:
     places: dict[str, str] = field(default_factory=dict)
     """Tensor or output name → the module of the reference and where it is written: `norm1: LayerNorm (model.py:31)`."""
 
+    curves: Curves = field(default_factory=Curves)
+
     @property
     def agrees(self) -> bool:
         return bool(self.comparisons) and all(comparison.passes for comparison in self.comparisons)
@@ -88,7 +100,10 @@ SHARE = 0.3
 Measured = dict[str, Array]
 """Quantity → its values."""
 
-STAGES = ("load", "init", "outputs", "loss", "gradients", "step", "steps", "state", "epoch", "evaluate")
+STAGES = (
+    *("load", "init", "outputs", "loss", "gradients", "step", "steps", "state"),
+    *("epoch", "evaluate", "trajectory", "trends"),
+)
 
 STAGES_OF: dict[Call, tuple[str, ...]] = {
     "load": ("load",),
@@ -98,6 +113,7 @@ STAGES_OF: dict[Call, tuple[str, ...]] = {
     "train_steps": ("step", "steps", "state"),
     "train_epoch": ("epoch",),
     "evaluate": ("evaluate",),
+    "whole_run": ("trajectory",),
 }
 
 
@@ -107,14 +123,15 @@ def measured(case: Case, answer: Answer, parameters: frozenset[str]) -> Measured
     before = case.state
     for key, value in answer.items():
         kind, _, name = key.partition("/")
-        if kind == "state" and case.call in ("train_steps", "train_epoch"):
-            step, _, name = name.partition("/") if case.call == "train_steps" else ("all", "/", name)
+        if kind == "state" and case.call in ("train_steps", "train_epoch", "whole_run"):
+            step, _, name = ("all", "/", name) if case.call == "train_epoch" else name.partition("/")
             if name in parameters:
                 found[f"update/{step}/{name}"] = np.asarray(value, np.float64) - before[name]
             else:
                 found[f"buffer/{step}/{name}"] = value
-            before = {**before, name: value}
-        else:
+            if case.call == "train_steps":
+                before = {**before, name: value}
+        elif kind != "evaluate" or case.call != "whole_run":  # what whole runs report is for `trends`
             found[f"after/{name}" if case.call == "train_steps" and kind == "outputs" else key] = value
     return found
 
@@ -186,6 +203,10 @@ def tolerances(expected: Measured, runs: list[Measured], own: Measured | None, f
         if own is not None and own[quantity].shape == values.shape and mean:
             mean = max(mean, _rms(np.sqrt(_square(own[quantity] - values))))
         allowed[quantity] = factor * (spread + SHARE * mean)
+        if own is not None:  # a share of images is no number of float32, however exactly they were counted
+            with np.errstate(over="ignore", invalid="ignore"):
+                nearest = values.astype(np.float32)
+                allowed[quantity] += np.where(nearest == values, 0, np.nan_to_num(np.spacing(np.abs(nearest))))
     return allowed
 
 

@@ -44,7 +44,7 @@ def failure(path: Path, case: Case, time_limit: float = 20.0, memory_limit: floa
 
 
 def test_every_call_is_answered_as_in_this_process(port_file: Path) -> None:
-    here = find(str(port_file))
+    here = find(str(port_file))[""]
     for dtype in (np.float32, np.float64):
         with PortProcess(str(port_file)) as port:
             for case in linear.cases(dtype):
@@ -374,7 +374,7 @@ def test_a_port_in_this_process_neither_prints_nor_changes_how_numpy_takes_overf
 ) -> None:
     broken(port_file, "value_and_grad", "print('agrees: all'); np.seterr(all='raise'); return right(*arguments)")
     before = np.geterr()
-    answer: Answer = Held(find(str(port_file)).port).answer(linear.case("value_and_grad"))
+    answer: Answer = Held(find(str(port_file))[""].port).answer(linear.case("value_and_grad"))
     assert list(answer) == ["loss", "gradients/fc.weight", "gradients/fc.bias"]
     assert np.geterr() == before
     assert capsys.readouterr().out == ""
