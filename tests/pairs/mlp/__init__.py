@@ -1,0 +1,1 @@
+"""Classifies small grey images: dense layers with three kinds of rectifier, dropout and smoothed labels."""
