@@ -60,14 +60,14 @@ def load_dataset(place: str | None = None) -> Dataset:
 
     Args:
         place: a folder that holds `FashionMNIST/raw/*.gz`, read and checked itself; `"synthetic"` for the built-in
-            stand-in; None for the cache or, where that is empty, the first of `$FMNIST_DATA`, `./data` and
-            `../shared/datasets` that holds the files, or else a download into `./data`.
+            stand-in, as where `$FMNIST_DATA` says so; None for the cache or, where that is empty, the first of
+            `$FMNIST_DATA`, `./data` and `../shared/datasets` that holds the files, or else a download into `./data`.
 
     Raises:
         UsageError: a file is missing from `place` or damaged.
         UnavailableError: the data is nowhere and cannot be downloaded.
     """
-    if place == "synthetic":
+    if "synthetic" in (place, place is None and os.environ.get("FMNIST_DATA")):
         from fmnist.synthetic import draw
 
         images, labels = draw()

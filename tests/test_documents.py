@@ -1,9 +1,7 @@
 """What the documents say is what the program does."""
 
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -27,10 +25,10 @@ def without_shares(text: str) -> str:
     return re.sub(r" *[\d.]+ %", " %", text)
 
 
-def test_the_guide_s_outputs_are_what_the_suite_says(dataset: Dataset) -> None:
+def test_the_guide_s_outputs_are_what_the_suite_says(fashion_mnist: Dataset) -> None:
     text = guide.GUIDE.read_text()
     # How large an error is, and how many values differ by one, is the processor's; what is said of them is not.
-    assert without_shares(guide.fill(text, dataset)) == without_shares(text)
+    assert without_shares(guide.fill(text, fashion_mnist)) == without_shares(text)
     ends = re.findall(r"(agrees: |the first divergence is `(?:\w+)`)", text)
     assert ends[-4:] == [
         "the first divergence is `decode`",
@@ -85,19 +83,20 @@ COMMANDS = sorted(
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_of_the_documents_explains_itself_in_80_columns(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *name.split(), "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "usage: " in done.stdout
+def test_every_command_of_the_documents_explains_itself_in_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *arguments = name.split()
+    monkeypatch.setattr("sys.argv", [module, *arguments, "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    said = capsys.readouterr().out
+    assert not ended.value.code
+    assert max(map(len, said.splitlines())) <= 80
+    assert "usage: " in said
 
 
 def test_every_make_target_of_the_documents_exists() -> None:

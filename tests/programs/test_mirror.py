@@ -47,7 +47,7 @@ def reference_epoch(experiment: Experiment, split: Split, count: int) -> tuple[S
     seed=st.integers(0, 2**64 - 1),
     softmax_output=st.booleans(),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_an_epoch_agrees_with_torch(
     dataset: Dataset, hidden: tuple[int, ...], batch_size: int, count: int, seed: int, softmax_output: bool
 ) -> None:

@@ -22,16 +22,15 @@ from fmnist.signatures import save_signed
 from fmnist_jax import predict as jax_predict
 from fmnist_jax import torch_rng
 from fmnist_torch import predict as torch_predict
-from tests.conftest import command
-
-SIDES = ["fmnist_torch", "fmnist_jax"]
+from tests.conftest import assert_one_line, here
+from tests.programs.conftest import SIDES
 
 
 @pytest.fixture(scope="module")
 def model(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of two epochs at a high rate."""
     folder = tmp_path_factory.mktemp("model")
-    done = command("fmnist_jax.train", "--epochs", "2", "--lr", "0.05", "--output", str(folder))
+    done = here("fmnist_jax.train", "--epochs", "2", "--lr", "0.05", "--output", str(folder))
     assert done.returncode == 0, done.stderr
     return folder / "model.safetensors"
 
@@ -60,13 +59,13 @@ def test_both_sides_give_the_same_probabilities(model: Path, dataset: Dataset) -
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_the_test_set_s_accuracy_is_the_trainer_s(side: str, model: Path, tmp_path: Path) -> None:
+def test_the_test_set_s_accuracy_is_the_trainer_s(side: str, model: Path, tmp_path: Path, dataset: Dataset) -> None:
     metrics = [json.loads(line) for line in (model.parent / "metrics.jsonl").read_text().splitlines()]
-    done = command(f"{side}.predict", str(model), "--output", str(tmp_path))
+    done = here(f"{side}.predict", str(model), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert found["accuracy"] == pytest.approx(metrics[-1]["accuracy"], abs=1.01e-4)
-    assert done.stdout.startswith(f"{found['accuracy']:.2%} of 10,000 test images of FashionMNIST")
+    assert done.stdout.startswith(f"{found['accuracy']:.2%} of 10,000 test images of {dataset.name}")
     assert len(done.stdout.splitlines()) == 2 + 10
     counts = np.array(found["confusion"])
     assert counts.sum() == 10_000
@@ -77,21 +76,22 @@ def test_the_test_set_s_accuracy_is_the_trainer_s(side: str, model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_images_of_any_size_are_answered(side: str, model: Path, pictures: Path) -> None:
+def test_images_of_any_size_are_answered(side: str, model: Path, pictures: Path, dataset: Dataset) -> None:
+    name = report.NAMES[dataset.test.labels[0]]
     paths = [str(pictures / name) for name in ("small.png", "large.png", "light.jpg")]
-    done = command(f"{side}.predict", str(model), *paths)
+    done = here(f"{side}.predict", str(model), *paths)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for path, line in zip(paths, lines, strict=True):
-        assert re.fullmatch(rf"{re.escape(path)}: Ankle boot \d+\.\d%, [A-Z][^,]+ \d+\.\d%, [A-Z][^,]+ \d+\.\d%", line)
+        assert re.fullmatch(rf"{re.escape(path)}: {name} \d+\.\d%, [A-Z][^,]+ \d+\.\d%, [A-Z][^,]+ \d+\.\d%", line)
     assert "light.jpg: its background is light" in done.stderr
     assert done.stderr.count("inverted") == 1
 
 
-def test_json_has_all_probabilities(model: Path, pictures: Path) -> None:
-    done = command("fmnist_jax.predict", str(model), str(pictures / "small.png"), "--json")
+def test_json_has_all_probabilities(model: Path, pictures: Path, dataset: Dataset) -> None:
+    done = here("fmnist_jax.predict", str(model), str(pictures / "small.png"), "--json")
     (answer,) = json.loads(done.stdout)
-    assert answer["class"] == "Ankle boot"
+    assert answer["class"] == report.NAMES[dataset.test.labels[0]]
     assert list(answer["probabilities"]) == list(report.NAMES)
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -208,6 +208,4 @@ def test_bad_images_end_in_one_line(side: str, model: Path, pictures: Path, tmp_
     ],
 )
 def test_bad_input_ends_in_one_line(arguments: str, code: int, words: str) -> None:
-    done = command("fmnist_jax.predict", *arguments.split())
-    assert done.returncode == code
-    assert re.fullmatch(rf"fmnist_jax\.predict: .*{words}.*\n", done.stderr)
+    assert_one_line(here("fmnist_jax.predict", *arguments.split()), "fmnist_jax.predict", code, words)

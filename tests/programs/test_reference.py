@@ -92,7 +92,7 @@ def our_script(experiment: Experiment, training_data: PostData, test_data: PostD
     seed=st.integers(0, 2**64 - 1),
     softmax_output=st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_parameters_and_lines_are_the_post_s(
     dataset: Dataset, hidden: tuple[int, ...], batch_size: int, lr: float, seed: int, softmax_output: bool
 ) -> None:

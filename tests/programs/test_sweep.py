@@ -19,7 +19,7 @@ from fmnist.experiment import Experiment
 from fmnist_jax.sweep import __main__ as sweep
 from fmnist_jax.sweep import report, training
 from fmnist_jax.sweep.report import Member
-from tests.conftest import command
+from tests.conftest import command, here
 
 SWEEP = ["fmnist_jax.sweep", "--seeds", "0-5", "--lr", "0.001", "0.002", "--epochs", "1"]
 
@@ -52,7 +52,7 @@ def test_a_row_has_what_its_single_run_reports(swept: tuple[str, Path], tmp_path
     for index, (lr, seed) in ((0, ("0.001", "0")), (4, ("0.001", "4")), (11, ("0.002", "5"))):
         folder = tmp_path / f"{lr}-{seed}"
         flags = ["--lr", lr, "--seed", seed, "--epochs", "1", "--output", str(folder)]
-        assert command("fmnist_jax.train", *flags).returncode == 0
+        assert here("fmnist_jax.train", *flags).returncode == 0
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses = [entry["loss"] for entry in metrics if "loss" in entry]
         np.testing.assert_allclose(rows[index]["losses"][0], losses, rtol=0, atol=2e-6)

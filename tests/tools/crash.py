@@ -45,7 +45,7 @@ def state(folder: Path) -> dict[str, object]:
     return {name: (folder / name).read_bytes() for name in COMPARED} | {"epoch": checkpoint.epoch, **state_dict}
 
 
-def chains(side: str, kills: int, seed: int, say: Callable[[str], None]) -> int:
+def chains(side: str, kills: int, epochs: int, seed: int, say: Callable[[str], None]) -> int:
     """Kill runs so many times, at most five times in a row before each is let end; returns how many ends were equal.
 
     Raises:
@@ -63,9 +63,9 @@ def chains(side: str, kills: int, seed: int, say: Callable[[str], None]) -> int:
                 process.join()
             return process.exitcode
 
-        assert run("whole", "--epochs", str(EPOCHS)) == 0
+        assert run("whole", "--epochs", str(epochs)) == 0
         began = time.monotonic()
-        assert run("timed", "--epochs", str(EPOCHS)) == 0
+        assert run("timed", "--epochs", str(epochs)) == 0
         duration = time.monotonic() - began
         expected = state(Path(temporary, "whole"))
         assert state(Path(temporary, "timed")) == expected
@@ -73,10 +73,10 @@ def chains(side: str, kills: int, seed: int, say: Callable[[str], None]) -> int:
         while done < kills:
             name = f"chain-{done}"
             for _ in range(min(CHAIN, kills - done)):
-                code = run(name, "--epochs", str(EPOCHS), seconds=choose.uniform(0, duration))
+                code = run(name, "--epochs", str(epochs), seconds=choose.uniform(0, duration))
                 assert code in (0, -signal.SIGKILL), code
                 done += 1
-            assert run(name, "--epochs", str(EPOCHS)) == 0
+            assert run(name, "--epochs", str(epochs)) == 0
             assert state(Path(temporary, name)) == expected, f"{side}: {name} of seed {seed} ended elsewhere"
             equal += 1
             say(f"{side}: {done} of {kills} kills, {equal} chains ended at the same bits")
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for side in ("fmnist_jax", "fmnist_torch"):
-        chains(side, options.kills, options.seed, lambda line: print(line, flush=True))
+        chains(side, options.kills, EPOCHS, options.seed, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":
