@@ -1,7 +1,8 @@
-"""The command: judge · record · answer · replay · new. Bad input ends in one line and exit code 2."""
+"""The command: judges, records, answers, replays, explains. Bad input ends in one line and exit code 2."""
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from .verdict.comparison import Verdict
 from .verdict.report import as_json, as_markdown, report
 
 REPORTS = ("report.json", "report.md")
+FAILURE = "failure.npz"
+"""The smallest case that still fails, with everybody's answers."""
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +32,8 @@ def main(arguments: list[str]) -> int:
         "answer": _answer,
         "replay": _replay,
         "new": _new,
+        "mistakes": _mistakes,
+        "explain": _explain,
     }
     try:
         options = parse(arguments)
@@ -54,7 +59,14 @@ def _judge(options: argparse.Namespace) -> int:
     from .exam import judge
 
     with _sitting(port, options) as process, _progress() as progress:
-        verdict = judge(program, process, keep_going=options.keep_going, progress=progress, **_asked(options))
+        verdict = judge(
+            program,
+            process,
+            keep_going=options.keep_going,
+            progress=progress,
+            on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
+            **_asked(options),
+        )
     return _tell(verdict, options)
 
 
@@ -116,6 +128,27 @@ def _new(options: argparse.Namespace) -> int:
     return 0
 
 
+def _mistakes(options: argparse.Namespace) -> int:
+    from .mistakes import CATALOGUE
+    from .mistakes.page import document, listing
+
+    print(document(CATALOGUE) if options.markdown else listing(CATALOGUE), end="" if options.markdown else "\n")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .mistakes import CATALOGUE, by_code
+    from .mistakes.page import page
+
+    mistake = by_code(options.code)
+    if mistake is None:
+        near = difflib.get_close_matches(options.code, [name for one in CATALOGUE for name in (one.code, one.name)])
+        hint = f"did you mean {near[0]}?" if near else f"python -m {NAME} mistakes lists all"
+        raise UsageError(f"{options.code}: no such mistake; {hint}")
+    print(page(mistake))
+    return 0
+
+
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """What `judge` and `record` are told of the cases."""
     told = {key: getattr(options, key) for key in ("quick", "precision", "seed")}
@@ -154,6 +187,8 @@ def _check_output(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"{options.output}: {error.strerror}; expected a folder for the reports") from None
     held = [name for name in REPORTS if (options.output / name).exists()]
+    if options.overwrite:
+        (options.output / FAILURE).unlink(missing_ok=True)
     if held and not options.overwrite:
         raise UsageError(f"{options.output}: holds {' and '.join(held)}; give another folder, or --overwrite")
 

@@ -10,6 +10,7 @@ from .errors import PortError
 from .port.process import examinee
 from .reference.asked import Sitting
 from .reference.program import Reference
+from .shrink import shrunk
 from .variations import cases
 from .verdict.comparison import (
     STAGES,
@@ -38,24 +39,26 @@ def judge(
     precision: str = "float32",
     seed: int = 0,
     progress: Progress = lambda line: None,
+    on_failure: Callable[[Recording], None] | None = None,
 ) -> Verdict:
     """Whether a port does what the reference does, up to rounding; if not, where it first does not, and why.
 
     A mistake that explains all of a stage's difference is taken into the reference, and the rest is judged again.
 
     Args:
-        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or whatever
-            offers `describe()` and `answer(case)`: a file of answers.
+        port: `file.py:name` or `module:name`, in a process of its own; an object of the functions of `Port`; or
+            whatever offers `describe()` and `answer(case)`: a file of answers.
         stages: those of `STAGES` that are judged; all by default.
         keep_going: judge later stages, too, where one has failed and nothing explains it.
         quick: fewer cases.
         precision: float32, or what the reference and the port compute in on purpose: bfloat16, float16, tf32.
         seed: of the states that cases start from.
         progress: told what is being asked.
+        on_failure: given the smallest case that still fails, with everybody's answers.
     """
     with examinee(port) as port:
         offers = port.describe()
-        sitting = Sitting.of(reference, offers, precision)
+        sitting = first = Sitting.of(reference, offers, precision)
         wanted = [stage for stage in STAGES if stages is None or stage in stages]
         asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
         compared: list[Comparison] = []
@@ -78,7 +81,9 @@ def judge(
             compared += seen.values() if keep_going or _agree(found) else _up_to_failure(seen.values(), found)
             if not _agree(found) and not keep_going:
                 break
-    compared.sort(key=lambda one: STAGES.index(one.stage))
+        compared.sort(key=lambda one: STAGES.index(one.stage))
+        if on_failure is not None and not _agree(compared):
+            on_failure(_smallest_failure(first, port, asked, compared))
     return Verdict(
         reference.name,
         str(offers.get("port", "the port")),
@@ -109,18 +114,7 @@ def record(
             progress(f"{case.call}: {case.name}")
             if (question := sitting.ask(case)) is not None:
                 asked.append((case, question.paper().as_answers()))
-    about = {
-        "reference": reference.name,
-        "dropout": dropout,
-        "quick": quick,
-        "precision": precision,
-        "seed": seed,
-        "parameters": sorted(sitting.program.parameters),
-        "not_judged": list(sitting.dropped),
-        "notes": list(sitting.notes()),
-        "places": sitting.all_places(),
-    }
-    return Recording(about, tuple(asked))
+    return Recording(_about(sitting) | {"quick": quick, "precision": precision, "seed": seed}, tuple(asked))
 
 
 def replay(
@@ -173,6 +167,18 @@ def _is_wanted(case: Case, stages: Sequence[str]) -> bool:
     return not set(STAGES_OF[case.call]).isdisjoint(stages)
 
 
+def _about(sitting: Sitting) -> dict[str, Any]:
+    """What a recording says of its reference."""
+    return {
+        "reference": sitting.reference.name,
+        "dropout": str(sitting.offers.get("dropout", "off")),
+        "parameters": sorted(sitting.program.parameters),
+        "not_judged": list(sitting.dropped),
+        "notes": list(sitting.notes()),
+        "places": sitting.all_places(),
+    }
+
+
 def _answer(port: Any, case: Case, parameters: frozenset[str]) -> Measured | PortError:
     try:
         return measured(case, port.answer(case), parameters)
@@ -203,6 +209,27 @@ def _compared(answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequ
 def _failing(compared: Iterable[Comparison], wanted: Sequence[str]) -> list[Comparison]:
     """Values that are too far; what cannot be compared at all is no question of rounding."""
     return [one for one in compared if one.stage in wanted and one.wrong is None and not one.passes]
+
+
+def _smallest_failure(sitting: Sitting, port: Any, asked: Sequence[Case], compared: Sequence[Comparison]) -> Recording:
+    """The first case that fails, cut down as long as it fails at that stage."""
+    worst = next(one for one in compared if not one.passes)
+    parameters = sitting.program.parameters
+
+    def fails(case: Case) -> bool:
+        question = sitting.ask(case)
+        return question is not None and any(
+            one.stage == worst.stage and not one.passes and (one.wrong is None) == (worst.wrong is None)
+            for one in _compared([(question, _answer(port, case, parameters))], [worst.stage])
+        )
+
+    case = next(case for case in asked if case.name == worst.case and worst.stage in STAGES_OF[case.call])
+    case = shrunk(case, fails)
+    said = sitting.ask(case)
+    actual = _answer(port, case, parameters)
+    answers = {} if said is None else said.paper().as_answers()
+    about = _about(sitting) | {"stage": worst.stage, "quantity": worst.quantity}
+    return Recording(about, ((case, answers | ({} if isinstance(actual, PortError) else {"actual": actual})),))
 
 
 def _agree(compared: Iterable[Comparison]) -> bool:

@@ -11,7 +11,7 @@ from .port.process import TIME_LIMIT
 from .verdict.comparison import STAGES
 
 NAME = "parity"
-COMMANDS = ("judge", "record", "answer", "replay", "new")
+COMMANDS = ("judge", "record", "answer", "replay", "new", "mistakes", "explain")
 _NAMES = "FILE.py, FILE.py:NAME, MODULE or MODULE:NAME"
 
 
@@ -56,6 +56,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     replay.add_argument("--reference", metavar="REFERENCE", help="ask it again where they differ, and explain")
     new = commands.add_parser("new", help="write a port to fill in")
     new.add_argument("file", type=Path, metavar="PORT.py")
+    mistakes = commands.add_parser("mistakes", help="list the mistakes that can be named")
+    mistakes.add_argument("--markdown", action="store_true", help="all of them as a document")
+    explain = commands.add_parser("explain", help="tell all about one mistake")
+    explain.add_argument("code", metavar="CODE", help="as in error[CODE], or its name")
     said = arguments[:1] and (arguments[0] in COMMANDS or arguments[0] in ("-h", "--help"))
     return parser.parse_args(arguments if said else ["judge", *arguments])
 

@@ -126,7 +126,7 @@ def rounded(batch: Batch) -> Batch:
 
 def _whole(array: Array) -> Array:
     size = np.sqrt(np.mean(np.square(array))) if array.size else array.dtype.type(1)
-    return np.clip(np.rint(array / (size or array.dtype.type(1))), -2, 2).astype(array.dtype)
+    return np.asarray(np.clip(np.rint(array / (size or array.dtype.type(1))), -2, 2), array.dtype)
 
 
 def is_input(array: Array) -> bool:

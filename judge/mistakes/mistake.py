@@ -123,6 +123,29 @@ def calls(
     return tries
 
 
+def at(
+    find: Callable[[Subject], Iterable[Site]],
+    make: Callable[[Any], Callable[[Call], Any]],
+    values: tuple[Any, ...] = (None,),
+    fit: Scale | None = None,
+    was: Any = None,
+) -> Tries:
+    """Calls that have to be looked for do something else; `make` may keep in mind what an earlier one was given."""
+
+    def tries(subject: Subject) -> Iterator[Try]:
+        for name, group in places(list(find(subject))):
+            yield Try(
+                subject.where(group, name),
+                lambda value, group=group: edited(Edit(group, make(value))),  # type: ignore[misc]
+                values,
+                fit,
+                was,
+                len(group),
+            )
+
+    return tries
+
+
 def argument(functions: str, name: str, default: Any, values: tuple[Any, ...], fit: Scale | None = None) -> Tries:
     """A call's argument has another value."""
 
@@ -166,6 +189,99 @@ def setting(
 def optimized(change: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> Rewrite:
     """A reference whose optimizer is changed, or replaced, once it is made."""
     return lambda reference: replace(reference, optimizer=lambda module: change(reference.optimizer(module)))
+
+
+@dataclass(frozen=True)
+class Together:
+    """Calls that belong together, in one run of the module that they are in."""
+
+    calls: tuple[Call, ...]
+    """As they were first seen."""
+    kept: dict[str, Any]
+    """What an earlier one of them has left for a later one."""
+
+
+def together(
+    find: Callable[[Subject], Iterable[tuple[Site, ...]]],
+    change: Callable[[Call, int, Together, Any], Any],
+    values: tuple[Any, ...] = (None,),
+    fit: Scale | None = None,
+) -> Tries:
+    """Several calls that belong together do something else: everywhere, at all places of a kind, at each place alone.
+
+    Args:
+        find: sites that belong together; the first of them is their place.
+        change: the result of a call, which is told which of them it is, with the mistake in it.
+        values: those of `change`'s last argument to try first.
+        fit: how to solve for it where none of them explains.
+    """
+
+    def tries(subject: Subject) -> Iterator[Try]:
+        found = {group[0]: group for group in find(subject)}
+        for name, firsts in places(list(found)):
+            roles = {site: (first, at) for first in firsts for at, site in enumerate(found[first])}
+
+            def rewrite(value: Any, firsts: frozenset[Site] = firsts, roles: dict[Site, Any] = roles) -> Rewrite:
+                groups = {first: Together(tuple(subject.calls[site] for site in found[first]), {}) for first in firsts}
+
+                def act(call: Call) -> Any:
+                    first, at = roles[call.site]
+                    return change(call, at, groups[first], value)
+
+                return edited(Edit(frozenset(roles), act))
+
+            yield Try(subject.where(firsts, name), rewrite, values, fit, None, len(firsts))
+
+    return tries
+
+
+def modules(
+    change: Callable[[nn.Module, Any], object],
+    when: Callable[[nn.Module], bool],
+    values: tuple[Any, ...] = (None,),
+    fit: Scale | None = None,
+    was: Callable[[nn.Module], Any] = lambda module: None,
+) -> Tries:
+    """Modules are changed once they are made: all of a kind, those of a class, each alone.
+
+    Args:
+        change: what is done to a fresh module, with a value: another setting, another `forward`.
+        when: which modules can have the mistake.
+        values: those of `change`'s second argument to try first.
+        fit: how to solve for it where none of them explains.
+        was: the reference's own value.
+    """
+
+    def tries(subject: Subject) -> Iterator[Try]:
+        parts = dict(subject.module.named_modules())
+        found = {Site("", name, type(part).__name__, 0): part for name, part in parts.items() if when(part)}
+        for name, group in places(list(found)):
+            names = {site.module for site in group}
+            own = was(found[next(site for site in found if site in group)])
+
+            def rewrite(value: Any, names: set[str] = names) -> Rewrite:
+                return changed(names, lambda part: change(part, value))
+
+            inside = frozenset(site for site in subject.calls if site.module in names)
+            kept = tuple(value for value in values if value is None or value != own)
+            yield Try(subject.where(inside, name), rewrite, kept, fit, own, len(group))
+
+    return tries
+
+
+def changed(names: Iterable[str], change: Callable[[nn.Module], object]) -> Rewrite:
+    """A reference some of whose modules are changed, once they are made."""
+
+    def rewrite(reference: Reference) -> Reference:
+        def module() -> nn.Module:
+            made = reference.module()
+            for name in names:
+                change(made.get_submodule(name))
+            return made
+
+        return replace(reference, module=module)
+
+    return rewrite
 
 
 def program(

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..cases import Case, Tensors
+from ..cases import Array, Case, Tensors
 from ..errors import UsageError
 from ..variations import Program
 from ..verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
 from .dropout import Kept, Off, without_chance
+from .noise import EXACTLY, Rounding
 from .program import Reference, answer, fresh
-from .rounding import EXACTLY, Rounding
 
 RUNS, MOST_RUNS = 6, 64
 
@@ -70,6 +70,8 @@ class Sitting:
     program: Program
     dropped: list[str] = field(default_factory=list)
     """Cases that the reference itself cannot answer."""
+    remarks: list[str] = field(default_factory=list)
+    """What is worth saying of the exam."""
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
@@ -83,8 +85,8 @@ class Sitting:
         return bool(self.offers.get("float64", True)) and self.precision == "float32"
 
     def rounding(self, case: Case, run: int) -> Rounding:
-        product = 2.0**-11 if self.precision == "tf32" else None
-        return Rounding(run, narrow=case.dtype == np.float32, product=product)
+        """That of one of many runs of a case."""
+        return Rounding(run, case.dtype == np.float32, self.precision)
 
     def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
         """What the reference says to a case."""
@@ -123,8 +125,10 @@ class Sitting:
         return (*said, *self.dropped)
 
     def notes(self) -> tuple[str, ...]:
+        """How both sides were asked, and what else is worth saying."""
         kept = self.offers.get("dropout") == "kept"
-        return ("dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides",)
+        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
+        return (dropout, *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""
@@ -176,7 +180,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     if len(reference.batches) < 1:
         raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
-    state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+    state = {name: _numbers(tensor) for name, tensor in module.state_dict().items()}
     trained = dict(module.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
@@ -188,7 +192,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     running = {
         name
         for name, tensor in module.state_dict().items()
-        if name not in trained and not np.array_equal(tensor.detach().cpu().numpy(), state[name], equal_nan=True)
+        if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
     }
     return Program(
         state,
@@ -201,3 +205,10 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
             for name in ("init", "train_epoch", "evaluate")
         ),
     )
+
+
+def _numbers(tensor: torch.Tensor) -> Array:
+    """A tensor's values; those of half precision as float32, which is what crosses the border."""
+    tensor = tensor.detach().cpu()
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return np.array((tensor.float() if half else tensor).numpy())

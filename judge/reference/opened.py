@@ -109,7 +109,7 @@ class _Cell(nn.Module):
         return self.cell(*arguments)
 
 
-def _recurrent(cell: Callable[..., Any], states: int) -> Callable[..., Any]:
+def recurrent(cell: Callable[..., Any], states: int) -> Callable[..., Any]:
     """A recurrent network of `cell`, by layers, directions and steps."""
 
     def run(
@@ -173,7 +173,7 @@ def _rnn_cell(x: Tensor, state: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any, b_hh
 OPENED: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": attention,
     "multi_head_attention_forward": multi_head_attention,
-    "lstm": _recurrent(_lstm_cell, 2),
-    "gru": _recurrent(_gru_cell, 1),
-    "rnn_tanh": _recurrent(_rnn_cell, 1),
+    "lstm": recurrent(_lstm_cell, 2),
+    "gru": recurrent(_gru_cell, 1),
+    "rnn_tanh": recurrent(_rnn_cell, 1),
 }

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from ..cases import Answer, Batch, Case, Tensors
-from .rounding import EXACTLY, Number, Rounding, Wide, held, wide, widened
+from .noise import EXACTLY, Number, Rounding
+from .rounding import Wide, held, wide, widened
 
 TorchBatch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tensors are misread: what is taken for each of them when they are loaded, and what is told in its place."""
+
+    taken: Callable[[Tensors], Tensors]
+    told: Callable[[Tensors], Tensors]
+    """Of states, and of gradients, which lack the buffers."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Reference:
     init: Callable[[int], nn.Module] | None = None
     """`init(seed)`: the module as the program draws it, where a port has to draw the same numbers."""
     name: str = ""
+    layout: Layout | None = None
+    """Of a hypothesis about a port: a program reads its own tensors as they are."""
 
 
 def fresh(reference: Reference, seed: int = 0) -> nn.Module:
@@ -68,9 +80,22 @@ def answer(
             assert reference.init is not None
             return _named("state", reference.init(case.seed).state_dict())
         module = reference.module()
-        load(module, case.state)
+        load(module, reference.layout.taken(case.state) if reference.layout else case.state)
         batches = [_tensors(batch, rounding) for batch in case.batches]
-        return {name: _numpy(value) for name, value in _ask(reference, module, case, batches, rounding).items()}
+        said = {name: _numpy(value) for name, value in _ask(reference, module, case, batches, rounding).items()}
+        return _told(reference.layout, said) if reference.layout else said
+
+
+def _told(layout: Layout, said: Answer) -> Answer:
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in said.items():
+        kind, _, name = key.rpartition("/")
+        groups.setdefault(kind, {})[name] = value
+    return {
+        f"{kind}/{name}" if kind else name: value
+        for kind, group in groups.items()
+        for name, value in (layout.told(group) if kind.startswith(("state", "gradients")) else group).items()
+    }
 
 
 def load(module: nn.Module, state: Tensors) -> None:
@@ -195,5 +220,5 @@ def _numpy(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return np.asarray(value)
     value = held(value)
-    value = value.float() if value.dtype == torch.bfloat16 else value
+    value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     return value.cpu().numpy().copy()

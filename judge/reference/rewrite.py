@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from ..cases import Tensors
 from .opened import OPENED
 from .operations import words
-from .program import Reference
+from .program import Layout, Reference
 
 Rewrite = Callable[[Reference], Reference]
 
@@ -58,7 +59,14 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "smooth_l1_loss": ("input", "target", "size_average", "reduce", "reduction", "beta"),
     "huber_loss": ("input", "target", "reduction", "delta"),
     "kl_div": ("input", "target", "size_average", "reduce", "reduction", "log_target"),
+    "multi_head_attention_forward": (
+        *("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias"),
+        *("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias"),
+    ),
     "matmul": ("input", "other"),
+    "rpow": ("exponent", "base"),
+    "eq": ("input", "other"),
+    "ne": ("input", "other"),
     "add": ("input", "other"),
     "sub": ("input", "other"),
     "mul": ("input", "other"),
@@ -71,6 +79,14 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "masked_fill": ("input", "mask", "value"),
     "clamp": ("input", "min", "max"),
     "cat": ("tensors", "dim"),
+    **dict.fromkeys(("relu", "silu", "mish", "selu", "relu6", "hardswish", "hardsigmoid"), ("input", "inplace")),
+    **dict.fromkeys(("sigmoid", "tanh", "square", "sqrt", "rsqrt", "median"), ("input",)),
+    "glu": ("input", "dim"),
+    "max_pool1d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool1d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "flatten": ("input", "start_dim", "end_dim"),
+    "chunk": ("input", "chunks", "dim"),
+    "lerp": ("input", "end", "weight"),
 }
 _ALIASES = {
     "truediv": "div",
@@ -167,6 +183,19 @@ def edited(edit: Edit) -> Rewrite:
             train_epoch=reference.train_epoch and within(reference.train_epoch),
             evaluate=reference.evaluate and within(reference.evaluate),
         )
+
+    return rewrite
+
+
+def misread(taken: Callable[[Tensors], Tensors], told: Callable[[Tensors], Tensors] = lambda state: state) -> Rewrite:
+    """The reference with its tensors taken for others when they are loaded; with `told`, given back as they came."""
+
+    def rewrite(reference: Reference) -> Reference:
+        inner = reference.layout
+        if inner is None:
+            return replace(reference, layout=Layout(taken, told))
+        layout = Layout(lambda state: inner.taken(taken(state)), lambda state: told(inner.told(state)))
+        return replace(reference, layout=layout)
 
     return rewrite
 

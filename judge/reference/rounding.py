@@ -7,10 +7,7 @@ the program would have seen.
 
 import contextlib
 import functools
-import struct
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,20 +17,10 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from .operations import DECOMPOSED, DRAWS, EXACT, LINEAR, PRODUCTS, SUMS, name_of
-
-UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float64: 2.0**-53}
-"""Half the distance from 1 to the next number."""
+from .noise import EXACTLY, UNIT, Rounding, erred, rounded_number
+from .operations import DECOMPOSED, DRAWS, EXACT, name_of
 
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _mixed(number: int) -> int:
-    """A 62-bit hash: splitmix64's finish."""
-    number = (number + 0x9E3779B97F4A7C15) % 2**64
-    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
-    return (number ^ (number >> 31)) >> 2
 
 
 class Wide(torch.Tensor):
@@ -47,15 +34,15 @@ class Wide(torch.Tensor):
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=dtype
         )
         wide.held = held
-        return wide  # type: ignore[no-any-return]
+        return wide
 
     def __init__(self, held: Tensor, dtype: torch.dtype) -> None:
         pass
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(EXACTLY, func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Wide":
@@ -66,37 +53,15 @@ class Wide(torch.Tensor):
             memo[id(self)] = copy
         return memo[id(self)]  # type: ignore[no-any-return]
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Wide({self.held}, {self.dtype})"
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How operations err: not at all (`run` 0), or as one of many runs does."""
-
-    run: int = 0
-    narrow: bool = True
-    """float32 errors; else those of float64, for ports that compute in it."""
-    product: float | None = None
-    """Another unit for the operands of products: 2**-11 is TF32's."""
-
-    @property
-    def key(self) -> int:
-        return _mixed(self.run)
-
-    def unit(self, dtype: torch.dtype) -> float:
-        # Sixteen times float64's: what is put in has to be seen beside what float64 rounds by itself.
-        return UNIT[dtype] if self.narrow else 2.0**-49
-
-
-EXACTLY = Rounding()
 
 
 class _Dispatch(TorchDispatchMode):
     """Reaches tensors that are made from nothing, too: constants, tables, fresh parameters."""
 
     def __init__(self, rounding: Rounding) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rounding = rounding
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -204,7 +169,7 @@ def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:
                 func(*args, **kwargs)
         return args[0]
     if rounding.run and (not known.exact or _narrows(known.name, args, said)):
-        out = _erred(rounding, known.name, out, said, wide_args, wide_kwargs, func)
+        out = erred(rounding, known.name, out, said, wide_args, wide_kwargs, func)
     return _each(out, lambda tensor: _wrapped(tensor, said))
 
 
@@ -300,7 +265,7 @@ def _made(rounding: Rounding, name: str, func: Any, args: Any, kwargs: Any) -> A
         )
         out = func(*args, **kwargs)
     if rounding.run:
-        out = _erred(rounding, name, out, said, args, kwargs, func)
+        out = erred(rounding, name, out, said, args, kwargs, func)
     return Wide(out, said)
 
 
@@ -318,147 +283,3 @@ def _drawn(func: Any, args: Any, kwargs: Any) -> Any:
 def _narrows(name: str, args: Any, said: torch.dtype) -> bool:
     """Whether a cast goes to fewer bits."""
     return name == "_to_copy" and _floats(args[0]) and UNIT[args[0].dtype] < UNIT[said]
-
-
-def _erred(rounding: Rounding, name: str, out: Any, said: torch.dtype, args: Any, kwargs: Any, func: Any) -> Any:
-    """The result of an operation with an error of its dtype put in."""
-    leaves = list(out) if isinstance(out, tuple) else [out]
-    if name in LINEAR:
-        magnitudes = func(*_mapped(args, _magnitude), **{key: _magnitude(value) for key, value in kwargs.items()})
-        bounds = list(magnitudes) if isinstance(magnitudes, tuple) else [magnitudes]
-    else:
-        bounds = [_magnitude(leaf) for leaf in leaves]
-    unit = rounding.unit(said)
-    if rounding.product is not None and name in PRODUCTS:
-        unit = rounding.product
-    key = rounding.key ^ _name_key(name)
-    for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, Tensor) or leaf.dtype != torch.float64 or not leaf.numel():
-            continue
-        bound = bounds[index]
-        if name in LINEAR:
-            # Partial sums grow with the sum itself, however it is ordered, and each of them errs.
-            bound = bound + leaf.abs() * (_terms(name, index, leaf, args) ** 0.5 / 3)
-        errors = _hashed(leaf, key).mul_(bound).mul_(unit)
-        if rounding.narrow:
-            exact = _exact(name, leaf, bound, said, args)
-            if exact is not None:
-                errors.masked_fill_(exact, 0)
-        # A mask's infinities and largest numbers stay what they are.
-        leaves[index] = leaf + errors.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    return tuple(leaves) if isinstance(out, tuple) else leaves[0]
-
-
-def _magnitude(leaf: Any) -> Any:
-    return leaf.abs() if isinstance(leaf, Tensor) and leaf.dtype == torch.float64 else leaf
-
-
-def _terms(name: str, index: int, out: Tensor, args: Any) -> float:
-    """How many numbers were added up for one of the result."""
-    if name in ("mm", "bmm", "mv", "dot"):
-        return float(args[0].shape[-1])
-    if name == "convolution":
-        return args[1].numel() / args[1].shape[0]
-    if name == "convolution_backward":
-        grad, values, weight = args[:3]
-        return weight.numel() / values.shape[1] if index == 0 else grad.numel() / grad.shape[1]
-    largest = max(leaf.numel() for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor))
-    return max(1.0, largest / out.numel())
-
-
-def _hashed(values: Tensor, key: int) -> Tensor:
-    """Numbers in [-1, 1) that depend on nothing but the values' first 40 bits and the key: equal values err equally.
-
-    Two equal sums that float64 added up in another order may differ in the last bits.
-    """
-    bits = values.contiguous().view(torch.int64).add(2048) >> 12
-    bits = (bits ^ key) * 0x369DEA0F31A53F85
-    bits = (bits ^ (bits >> 29)) * 0x1B03738712FAD5C9
-    return (bits ^ (bits >> 32)).to(torch.float64).mul_(2.0**-63)
-
-
-def rounded_number(value: float, rounding: Rounding) -> float:
-    """A number of the program as a port might hold it: off by float32's rounding, unless float32 holds it exactly."""
-    if not abs(value) < 3e38 or struct.unpack("f", struct.pack("f", value))[0] == value:
-        return value
-    bits = struct.unpack("q", struct.pack("d", value))[0]
-    error = (_mixed(bits ^ rounding.key) % 2**32) / 2**31 - 1
-    return value * (1 + error * rounding.unit(torch.float32))
-
-
-class Number(float):
-    """A rate, decay or beta of an optimizer that errs with every operation, as in a port that computes it in float32.
-
-    1 - 0.999**t loses three digits there; torch has Python's numbers.
-    """
-
-    rounding: Rounding
-
-    @staticmethod
-    def of(value: float, rounding: Rounding) -> "Number":
-        number = Number(rounded_number(float(value), rounding))
-        number.rounding = rounding
-        return number
-
-    def _result(self, value: Any) -> Any:
-        return Number.of(value, self.rounding) if isinstance(value, float) else value
-
-    def __add__(self, other: Any) -> Any:
-        return self._result(float(self) + other)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._result(float(self) - other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._result(other - float(self))
-
-    def __mul__(self, other: Any) -> Any:
-        return self._result(float(self) * other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._result(float(self) / other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._result(other / float(self))
-
-    def __pow__(self, other: Any, modulo: None = None) -> Any:
-        return self._result(float(self) ** other)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-
-def _exact(name: str, out: Tensor, bound: Tensor, said: torch.dtype, args: Any) -> Tensor | None:
-    """Where float32 gives the very bits: the result is one of its numbers, and nothing on the way could round."""
-    if name in ("add", "sub", "mul", "sqrt", "_to_copy", "pow", "div", "exp"):
-        exact = out.to(said).to(torch.float64) == out
-        if name == "div":
-            divisor = torch.as_tensor(args[1], dtype=torch.float64)
-            exact = exact & (torch.frexp(divisor).mantissa.abs() == 0.5)
-        return exact & (out == 1) if name == "exp" else exact
-    if name in PRODUCTS or name in SUMS:
-        operands = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
-        room = 2.0**-1 / UNIT[said]
-        largest = float(bound.max())
-        # Most tensors are told by their first few values.
-        for sample in (16, None):
-            grid = 1.0
-            for operand in operands:
-                grid *= _grid(operand.flatten()[:sample])
-            if not largest < room * grid:
-                return None
-        return torch.ones_like(out, dtype=torch.bool)
-    return None
-
-
-def _grid(values: Tensor) -> float:
-    """The largest power of two, at most 1, that all values are whole multiples of."""
-    mantissa, exponent = torch.frexp(values)
-    whole = (mantissa * 2.0**53).to(torch.int64)
-    lowest = (whole & -whole).to(torch.float64)
-    units = torch.ldexp(lowest, exponent - 53)[values != 0]
-    return min(1.0, float(units.min())) if units.numel() else 1.0
-
-
-@functools.cache
-def _name_key(name: str) -> int:
-    return _mixed(zlib.crc32(name.encode()))

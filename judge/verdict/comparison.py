@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -195,7 +195,7 @@ def _rms(values: Array) -> float:
 
 def _square(difference: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.square(np.nan_to_num(difference, posinf=0, neginf=0))
+        return np.asarray(np.square(np.nan_to_num(difference, posinf=0, neginf=0)))
 
 
 def compare(asked: Asked, actual: Measured) -> list[Comparison]:
@@ -224,11 +224,17 @@ def compare(asked: Asked, actual: Measured) -> list[Comparison]:
                 float(found.max(initial=0)),
                 theirs,
                 tuple(int(i) for i in index),
-                *(float(array[index]) if found.size else 0.0 for array in (values, value, allowed[quantity])),
-                failing=int((found > 1).sum()),
+                *_at(index, values, value, allowed[quantity]),
+                int((found > 1).sum()),
             )
         )
     return compared
+
+
+def _at(index: tuple[Any, ...], *arrays: Array) -> tuple[float, float, float]:
+    """Three arrays' values at an index; zeros where they are empty."""
+    expected, actual, allowed = (float(array[index]) if array.size else 0.0 for array in arrays)
+    return expected, actual, allowed
 
 
 def broken(case: Case, stage: str, error: Exception) -> Comparison:

@@ -20,6 +20,10 @@ from .fitting import plain, shown, solve
 
 SECONDS = 60.0
 """After which the search stops, and says what it did not try."""
+FAR = 1e3
+"""A ratio that no rounding explains."""
+ALONG = 0.1
+"""The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE = 2.0
 """A ratio that is worth being looked at with the rewritten reference's own rounding."""
 
@@ -91,7 +95,7 @@ class Search:
         """Differences in tolerances, of all that is compared up to the stage."""
         allowed, parts = question.tolerances(), []
         for quantity, values in said.items():
-            if STAGES.index(stage_of(question.case.call, quantity)) > STAGES.index(self.stage):
+            if not self.counts(stage_of(question.case.call, quantity)):
                 continue
             other = actual.get(quantity)
             if other is None or other.shape != values.shape:
@@ -100,28 +104,30 @@ class Search:
             parts.append((ratios(values, allowed[quantity], other) * signs).ravel())
         vector = np.concatenate(parts) if parts else np.zeros(0)
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
-        return np.nan_to_num(np.clip(vector, -1e12, 1e12))
+        return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
 
     def agrees(self, rewrite: Rewrite) -> float | None:
-        """The largest ratio beside a rewritten reference with its own rounding; None where a case fails."""
-        for at in range(len(self.answered)):
-            left = self.left(rewrite, at)
-            if left is None or np.abs(left).max(initial=0) > 1e3:
-                return None
+        """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
         sitting, worst = self.sitting.rewritten(rewrite), 0.0
-        for question, actual in self.answered:
-            again = sitting.ask(question.case)
-            if again is None:
+        for at, (question, actual) in enumerate(self.answered):
+            left = self.left(rewrite, at)
+            ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
+            if ratio > FAR:
                 return None
-            while True:
-                found = [one for one in compare(again, actual) if STAGES.index(one.stage) <= STAGES.index(self.stage)]
-                ratio = max((one.ratio for one in found), default=0.0)
-                if ratio <= 1 or ratio > 50 or not again.more():
-                    break
+            # Rounding may be larger in the rewritten reference than it is in the right one.
+            again = sitting.ask(question.case) if ratio > 1 else None
+            while again is not None and ratio > 1:
+                ratio = max((one.ratio for one in compare(again, actual) if self.counts(one.stage)), default=0.0)
+                if ratio > 1 and not again.more():
+                    return None
             if ratio > 1:
                 return None
             worst = max(worst, ratio)
         return worst
+
+    def counts(self, stage: str) -> bool:
+        """Whether a stage has to agree for an explanation of this one."""
+        return STAGES.index(stage) <= STAGES.index(self.stage)
 
 
 def explain(
@@ -151,13 +157,33 @@ def explain(
     catalogue = sorted(
         (one for one in CATALOGUE if one.code[0] in letters and one.tries), key=lambda one: letters.index(one.code[0])
     )
-    return (
+    progress(f"explaining: {stage}")
+    found = (
         _best(search, list(_candidates(search, subject, catalogue)))
         or _best(search, list(_fitted(search)))
         or _pair(search)
         or _best(search, list(_candidates(search, subject, GENERAL)))
         or _best(search, list(_fitted(search)))
     )
+    if found is None:
+        sitting.remarks.extend(_what_is_known(search))
+    return found
+
+
+def _what_is_known(search: Search) -> Iterator[str]:
+    """Of a difference that nothing explains: the experiment that leaves least of it, and what was not tried."""
+    start = search.left(lambda reference: reference)
+    if start is not None and search.tried:
+        size = float(np.linalg.norm(start)) or 1.0
+        nearest = min(search.tried, key=lambda one: float(np.linalg.norm(one.left)))
+        left = float(np.linalg.norm(nearest.left)) / size
+        if left < 0.9:
+            told = said(nearest, search.stage, nearest.ratio)
+            yield f"nothing known explains {search.stage}; the nearest leaves {left:.0%} of it: {told.message}"
+        else:
+            yield f"nothing known explains {search.stage}, nor comes near it: {len(search.tried)} experiments were made"
+    if search.untried:
+        yield f"the search stopped after {SECONDS:.0f} s with {search.untried} experiments untried"
 
 
 def _subject(sitting: Sitting) -> Subject:
@@ -167,19 +193,57 @@ def _subject(sitting: Sitting) -> Subject:
 
 
 def _candidates(search: Search, subject: Subject, mistakes: Sequence[Mistake]) -> Iterator[Candidate]:
-    """Every mistake at every place with every usual value, on the first failing case."""
+    """Every mistake at every place with every usual value, on the first failing case.
+
+    A mistake comes everywhere first, then at some places: where it leads nowhere near what is seen everywhere, its
+    places are left out; and so are the other values of a family that can be solved for.
+    """
+    start = search.left(lambda reference: reference)
+    if start is None:
+        return
     for mistake in mistakes:
         assert mistake.tries is not None
-        for attempt in mistake.tries(subject):
+        along, largest = True, 0
+        for attempt in _attempts(mistake, subject):
+            if attempt.size >= largest:
+                along, largest = True, attempt.size
+            if not along:
+                continue
+            near = False
             for value in attempt.values:
                 if time.monotonic() > search.deadline:
                     search.untried += 1
                     continue
                 left = search.left(attempt.rewrite(value))
-                if left is not None:
-                    candidate = Candidate(mistake, attempt, value, left)
-                    search.tried.append(candidate)
-                    yield candidate
+                if left is None or left.shape != start.shape:
+                    continue
+                candidate = Candidate(mistake, attempt, value, left)
+                search.tried.append(candidate)
+                yield candidate
+                close = candidate.ratio <= LOOSE or abs(_cosine(start - left, start)) >= ALONG
+                near = near or close
+                if attempt.fit is not None and not close:
+                    break
+            if attempt.size == largest and largest > 1:
+                along = near
+
+
+def _attempts(mistake: Mistake, subject: Subject) -> Iterator[Try]:
+    """A mistake's tries; those that cannot be made of this reference are none."""
+    assert mistake.tries is not None
+    attempts = iter(mistake.tries(subject))
+    while True:
+        try:
+            yield next(attempts)
+        except StopIteration:
+            return
+        except Exception:  # a mistake that is not thought of for this program must not end its exam
+            return
+
+
+def _cosine(one: Array, other: Array) -> float:
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length else 0.0
 
 
 def _fitted(search: Search) -> Iterator[Candidate]:
@@ -193,9 +257,7 @@ def _fitted(search: Search) -> Iterator[Candidate]:
             families.setdefault((candidate.mistake.code, candidate.attempt.place), []).append(candidate)
     for family in families.values():
         nearest = min(family, key=lambda one: float(np.abs(one.left).sum()))
-        moved = start - nearest.left
-        length = float(np.linalg.norm(moved) * np.linalg.norm(start))
-        if not length or abs(float(moved @ start)) < 0.5 * length or time.monotonic() > search.deadline:
+        if abs(_cosine(start - nearest.left, start)) < 0.5 or time.monotonic() > search.deadline:
             continue
         attempt = nearest.attempt
         was = attempt.was if isinstance(attempt.was, float | int) else 1.0

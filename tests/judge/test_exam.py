@@ -216,3 +216,43 @@ def test_cases_are_the_same_for_the_same_seed() -> None:
 
     assert [case.name for case in one] == [case.name for case in other]
     assert all((a.state[name] == b.state[name]).all() for a, b in zip(one, other, strict=True) for name in a.state)
+
+
+class Rounded(TorchPort):
+    """A port whose first layer multiplies in bfloat16, or with the operands of TF32."""
+
+    FLOAT64 = False
+
+    def __init__(self, mask: int) -> None:
+        def module() -> Net:
+            net = Net()
+            net.first.register_forward_pre_hook(lambda layer, args: (_cut(args[0], mask),))
+            return net
+
+        super().__init__(replace(reference(), module=module))
+
+
+def _cut(values: Tensor, mask: int) -> Tensor:
+    return (values.view(torch.int32) & mask).view(torch.float32)
+
+
+@pytest.mark.parametrize(("precision", "mask"), [("tf32", -(2**13)), ("bfloat16", -(2**16))])
+def test_a_precision_on_purpose_is_judged_as_that_precision(precision: str, mask: int) -> None:
+    assert not judge(reference(), Rounded(mask), quick=True, stages=["outputs"]).agrees
+    assert judge(reference(), Rounded(mask), quick=True, stages=["outputs"], precision=precision).agrees
+    wrong = TorchPort(reference(epsilon=0.1))
+    assert not judge(reference(), wrong, quick=True, stages=["outputs"], precision=precision).agrees
+
+
+def test_a_failure_is_cut_down_to_the_smallest_case_that_still_fails() -> None:
+    left = []
+    judge(reference(), TorchPort(reference(tanh=True)), stages=["outputs"], quick=True, on_failure=left.append)
+    ((case, said),) = left[0].asked
+
+    assert len(case.batches[0]["x"]) == 1
+    assert np.abs(said["actual"]["outputs/output"] - said["expected"]["outputs/output"]).max() > 0
+    assert not judge(reference(), TorchPort(reference(tanh=True)), quick=True, stages=["outputs"]).agrees
+
+
+def test_agreement_leaves_nothing() -> None:
+    judge(reference(), TorchPort(reference()), stages=["outputs"], quick=True, on_failure=pytest.fail)

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from judge.cases import Case
 from judge.reference.dropout import Kept, Off
+from judge.reference.noise import EXACTLY, Number, Rounding
 from judge.reference.program import Reference, answer
-from judge.reference.rounding import EXACTLY, Number, Rounding, Wide, held, wide
+from judge.reference.rounding import Wide, held, wide
 
 
 def value(function: Any, *tensors: Tensor, rounding: Rounding = EXACTLY) -> Tensor:
