@@ -8,7 +8,7 @@ import optax
 
 DIGITS, COUNT, WIDTH, HEADS, LAYERS = 10, 8, 32, 4, 2
 LENGTH = 2 * COUNT - 1
-RATE, DECAY, WARMUP, STEPS, LIMIT = 2e-3, 0.1, 20, 1000, 1.0
+RATE, DECAY, WARMUP, STEPS, LIMIT = 3e-3, 0.1, 20, 500, 1.0
 IGNORED = -100
 
 Params = dict[str, Any]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 DIGITS, COUNT, WIDTH, HEADS, LAYERS = 10, 8, 32, 4, 2
 LENGTH = 2 * COUNT - 1
-RATE, DECAY, WARMUP, STEPS, LIMIT = 2e-3, 0.1, 20, 1000, 1.0
+RATE, DECAY, WARMUP, STEPS, LIMIT = 3e-3, 0.1, 20, 500, 1.0
 IGNORED = -100
 
 
