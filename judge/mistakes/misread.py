@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cases import Array, Tensors
 from ..reference.rewrite import misread
 from .mistake import Subject, Tries, Try
 
 Change = Callable[[Array, Any], Array]
+
+FAMILIES = (nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 def tensors(
@@ -33,7 +35,7 @@ def tensors(
         names = [name for name in which(subject) if name in subject.state]
         for value in values:
             fitting = [name for name in names if _changes(subject.state[name], change, value)]
-            for place, group in grouped(fitting):
+            for place, group in grouped(subject, fitting):
                 taken = _each(group, change, value)
                 # What is told as it came first: where a state is told as it came, the load stage has passed.
                 if back is not None:
@@ -68,12 +70,17 @@ def renamed(find: Callable[[Subject], Iterable[tuple[str, Mapping[str, str]]]], 
     return tries
 
 
-def grouped(names: Sequence[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    """Sets of tensors to try, and what to call them: all, those of one place in repeated parts, each alone."""
+def grouped(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Sets of tensors to try, and what to call them: all, those of one kind, of one place in repeated parts, each."""
     told: set[frozenset[str]] = set()
     groups: dict[str, list[str]] = {"everywhere": list(names)}
     for name in names:
-        groups.setdefault(f"every {name.rpartition('.')[2]}", []).append(name)
+        path, _, last = name.rpartition(".")
+        owner = subject.module.get_submodule(path)
+        for kind in [type(owner), *(family for family in FAMILIES if isinstance(owner, family))]:
+            groups.setdefault(f"every {kind.__name__.strip('_')}", []).append(name)
+            groups.setdefault(f"the {last} of every {kind.__name__.strip('_')}", []).append(name)
+        groups.setdefault(f"every {last}", []).append(name)
         groups.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
     for name in names:
         groups.setdefault(name, [name])

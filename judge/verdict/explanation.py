@@ -13,6 +13,7 @@ from ..mistakes import CATALOGUE
 from ..mistakes.general import GENERAL
 from ..mistakes.mistake import Mistake, Subject, Try
 from ..reference.asked import Question, Sitting
+from ..reference.noise import EXACTLY
 from ..reference.program import fresh
 from ..reference.rewrite import Rewrite, chained, sites
 from .comparison import STAGES, Comparison, Explanation, Measured, compare, ratios, stage_of
@@ -85,8 +86,10 @@ class Search:
     def left(self, rewrite: Rewrite, at: int = 0) -> Array | None:
         """What a rewritten reference leaves of the difference in a case; None where it cannot answer."""
         question, actual = self.answered[at]
+        # In the program's own float32, which errs by less than is allowed, an experiment costs a fifth.
+        rounding = None if question.own is not None else EXACTLY
         try:
-            said = self.sitting.rewritten(rewrite).answer(question.case)
+            said = self.sitting.rewritten(rewrite).answer(question.case, rounding)
         except Exception:  # a hypothesis that cannot be carried out is none
             return None
         return self.weighed(question, said, actual)
