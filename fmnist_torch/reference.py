@@ -17,10 +17,10 @@ from fmnist.experiment import CLASSES, Experiment, StateDict
 from fmnist.judged import ACCURACY_MARGIN, JUDGED, LOSS_MARGIN, Once, joined
 from fmnist_torch import train
 from fmnist_torch.model import ShallowNetwork, from_numpy, init
-from judge.cases import Batch, Case
-from judge.reference.program import Reference, TorchBatch, WholeRun
-from judge.reference.rounding import own_precision
-from judge.variations import Program, as_float64
+from parity.cases import Batch, Case
+from parity.reference.program import Reference, TorchBatch, WholeRun
+from parity.reference.rounding import own_precision
+from parity.variations import Program, as_float64
 
 CPU = torch.device("cpu")
 Data = tuple[Tensor, Tensor]

@@ -70,7 +70,7 @@ def test_the_draft_s_mistakes_are_those_of_the_page() -> None:
         assert f"{line[2:]}\n" in (wrong if line[0] == "-" else right), line
 
 
-@pytest.mark.parametrize("name, stages", [("gelu", ["outputs"])])
+@pytest.mark.parametrize(("name", "stages"), [("gelu", ["outputs"])])
 def test_an_output_of_the_judge_is_what_it_says_today(name: str, stages: list[str]) -> None:
     shown = dict(documents.outputs(README))[name]
     assert documents.key_lines(documents.judged(name, "--only", *stages)) == documents.key_lines(shown)

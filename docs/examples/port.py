@@ -1,9 +1,9 @@
 """Shows the port to JAX to parity."""
 
 import jax
+import train_jax
 
 import parity
-import train_jax
 
 port = parity.port.from_functions(
     outputs=lambda params, batch, train: train_jax.logits_of(params, batch["tokens"]),

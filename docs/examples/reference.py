@@ -1,7 +1,8 @@
 """Shows the program in PyTorch to parity."""
 
-import parity
 from train_torch import Sorter, clip, loss_of, make_batches, make_optimizer, make_scheduler
+
+import parity
 
 reference = parity.Reference(
     module=Sorter,

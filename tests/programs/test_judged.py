@@ -16,12 +16,12 @@ from fmnist_jax import port as mirror
 from fmnist_jax.earlier import FUNCTIONS, adapted
 from fmnist_torch import train
 from fmnist_torch.reference import reference
-from judge.cases import Case
-from judge.exam import judge
-from judge.port.held import Held
-from judge.reference.asked import Sitting
-from judge.variations import cases
-from judge.verdict.comparison import Verdict, compare
+from parity.cases import Case
+from parity.exam import judge
+from parity.port.held import Held
+from parity.reference.asked import Sitting
+from parity.variations import cases
+from parity.verdict.comparison import Verdict, compare
 from tests.conftest import ROOT, command
 from tests.tools.faults.planted import Fault, faults
 from tests.tools.faults.trial import OFFERS, RIGHT, bench
@@ -128,7 +128,7 @@ def test_equality_is_asked_of_pixels_draws_and_exact_integers(sitting: Sitting) 
 
 
 def test_pixels_are_those_of_the_program_in_float64_too(sitting: Sitting, dataset: Dataset) -> None:
-    batch = {"images": dataset.train.images[:3], "labels": dataset.train.labels[:3]}
+    batch: dict[str, Any] = {"images": dataset.train.images[:3], "labels": dataset.train.labels[:3]}
     state = {name: tensor.astype(np.float64) for name, tensor in sitting.program.state.items()}
     pixels = sitting.answer(Case("", "outputs", state, (batch,)))["outputs/pixels"]
     assert np.array_equal(pixels, train.decode(batch["images"], torch.device("cpu")).numpy())

@@ -91,7 +91,7 @@ def key_lines(output: str) -> list[str]:
 def common_checks() -> dict[str, list[bool]]:
     """Whether usual checks notice the mistakes of `COLUMNS`, in their order."""
     sys.path.insert(0, str(EXAMPLES))
-    import train_torch
+    import train_torch  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
     batches = list(train_torch.make_batches(10))
@@ -117,7 +117,8 @@ def _run_torch(program: Any, model: Any, batches: Any) -> Tensors:
     first, *_ = batches = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
     said = {"logits": model(first["tokens"]).detach().numpy()}
     optimizer = program.make_optimizer(model)
-    scheduler, losses = program.make_scheduler(optimizer), []
+    scheduler = program.make_scheduler(optimizer)
+    losses: list[float] = []
     for batch in batches:
         optimizer.zero_grad()
         loss = program.loss_of(model, batch)
@@ -183,10 +184,9 @@ def main() -> None:
                     flags=re.DOTALL,
                 )
         if "<!-- table: common checks -->" in text and "table" in chosen:
-            lines = "\n".join(table(common_checks()))
-            text = re.sub(
-                r"(<!-- table: common checks -->\n)(\|.*?\n)*", lambda found: f"{found[1]}{lines}\n", text
-            )
+            head = "<!-- table: common checks -->\n"
+            before, _, after = text.partition(head)
+            text = before + head + "\n".join(table(common_checks())) + "\n" + re.sub(r"^(\|.*\n)*", "", after)
         page.write_text(text)
 
 

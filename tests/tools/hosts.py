@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from judge.mistakes.mistake import Diff
-from judge.reference.program import Reference
+from parity.mistakes.mistake import Diff
+from parity.reference.program import Reference
 
 PAIRS = Path(__file__).parent.parent / "pairs"
 HOSTS = ("mlp", "convnet", "transformer", "rnn", "unet", "decoder", "regression")

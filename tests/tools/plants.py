@@ -6,17 +6,18 @@ Quick, and no proof: a few cases of the stages that the code's letter stands for
 import itertools
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
-from judge.exam import _answer
-from judge.mistakes import CATALOGUE
-from judge.mistakes.mistake import Diff, Mistake
-from judge.port.held import Held
-from judge.reference.asked import Question, Sitting
-from judge.variations import cases
-from judge.verdict.comparison import STAGES, compare, stage_of
-from judge.verdict.explanation import LOOSE, Search, _fitted, _subject, Candidate
+from parity.exam import _answer
+from parity.mistakes import CATALOGUE
+from parity.mistakes.mistake import Diff, Mistake
+from parity.port.held import Held
+from parity.reference.asked import Question, Sitting
+from parity.variations import cases
+from parity.verdict.comparison import STAGES, compare
+from parity.verdict.explanation import LOOSE, Candidate, Search, _fitted, _subject
 from tests.tools.hosts import HostPort, planted, reference
 
 CALLS = {
@@ -86,7 +87,7 @@ def tried(mistake: Mistake, diff: Diff) -> str:
     return "NOT CAUGHT"
 
 
-def _named(mistake: Mistake, sitting: Sitting, stage: str, answered: list[tuple[Question, dict]]) -> str:
+def _named(mistake: Mistake, sitting: Sitting, stage: str, answered: list[tuple[Question, dict[str, Any]]]) -> str:
     if mistake.tries is None:
         return "no rewrite"
     search = Search(sitting, stage, answered, print, float("inf"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fmnist.files import write_atomically
 from fmnist.runs.lines import progress
-from judge.verdict.comparison import Comparison
+from parity.verdict.comparison import Comparison
 from tests.tools.faults.planted import faults
 from tests.tools.faults.practice import PRACTICE
 from tests.tools.faults.trial import RIGHT, practise, try_fault, try_right

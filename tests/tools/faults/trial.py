@@ -10,13 +10,13 @@ import numpy as np
 from fmnist_jax import port as mirror
 from fmnist_jax.earlier import adapted
 from fmnist_torch.reference import reference
-from judge.cases import Case
-from judge.cases_file import digest
-from judge.exam import examine
-from judge.last_stages import LastStages, last_stages
-from judge.port.held import Held
-from judge.reference.asked import Question, Sitting
-from judge.verdict.comparison import STAGES, Comparison
+from parity.cases import Case
+from parity.cases_file import digest
+from parity.exam import examine
+from parity.last_stages import LastStages, last_stages
+from parity.port.held import Held
+from parity.reference.asked import Question, Sitting
+from parity.verdict.comparison import STAGES, Comparison
 from tests.tools.faults import plain_port, torch_port
 from tests.tools.faults.numpy_port import numpy_port
 from tests.tools.faults.planted import faults

@@ -1,0 +1,228 @@
+"""A reference that sits the exam: what is expected of each case, and what rounding allows."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from parity.cases import Answer, Array, Case, Tensors
+from parity.errors import UsageError
+from parity.reference.dropout import Kept, Off, without_chance
+from parity.reference.noise import EXACTLY, Rounding
+from parity.reference.program import Reference, answer, fresh
+from parity.variations import Program
+from parity.verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
+
+RUNS, MOST_RUNS = 6, 64
+
+
+@dataclass
+class Question:
+    """A case that the reference has answered."""
+
+    case: Case
+    expected: Measured
+    own: Measured | None
+    """In the reference's own precision; None for cases in float64."""
+    sitting: "Sitting"
+    runs: list[Measured] = field(default_factory=list)
+    _allowed: tuple[int, Tensors] | None = None
+
+    def tolerances(self) -> Tensors:
+        """By quantity."""
+        if not self.runs:
+            self._run(RUNS)
+        if self._allowed is None or self._allowed[0] != len(self.runs):
+            factor = FACTOR if self.case.dtype == np.float32 else 1.0
+            self._allowed = len(self.runs), tolerances(self.expected, self.runs, self.own, factor)
+        return self._allowed[1]
+
+    def more(self) -> bool:
+        """Try rounding more often; whether it was not tried often enough already."""
+        if len(self.runs) >= MOST_RUNS:
+            return False
+        self._run(MOST_RUNS if len(self.runs) > RUNS else 3 * RUNS)
+        return True
+
+    def paper(self) -> Paper:
+        """All of it as it can be recorded."""
+        return Paper(self.case, self.expected, self.own, self.tolerances())
+
+    def _run(self, count: int) -> None:
+        for run in range(len(self.runs) + 1, count + 1):
+            self.runs.append(self.sitting.answer(self.case, self.sitting.rounding(self.case, run)))
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A reference for one exam, beside a port that offers this and that."""
+
+    reference: Reference
+    """Without chance."""
+    offers: Mapping[str, Any]
+    precision: str
+    program: Program
+    dropped: list[str] = field(default_factory=list)
+    """Cases that the reference itself cannot answer."""
+    remarks: list[str] = field(default_factory=list)
+    """What is worth saying of the exam."""
+    has_chance: bool = True
+    """Whether anything has to be done about dropout, which costs a fifth of a small program's time."""
+
+    @staticmethod
+    def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
+        """Everything about a reference that must be known before it is asked."""
+        dropout = offers.get("dropout", "off")
+        reference = replace(reference, module=without_chance(reference.module, dropout))
+        with Off() as off:
+            program = _program(reference, offers)
+        return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
+
+    @property
+    def float64(self) -> bool:
+        return bool(self.offers.get("float64", True)) and self.precision == "float32"
+
+    @property
+    def runs_whole(self) -> bool:
+        """Whether both sides can train and report as the program does."""
+        return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
+
+    def rounding(self, case: Case, run: int) -> Rounding:
+        """That of one of many runs of a case."""
+        return Rounding(run, case.dtype == np.float32, self.precision)
+
+    def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
+        """What the reference says to a case."""
+        chance = Kept if self.offers.get("dropout") == "kept" else Off
+        return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
+
+    def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
+        """What is compared of what it says."""
+        return measured(case, self.say(case, rounding), self.program.parameters)
+
+    def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
+        """The same exam for another reference: one with a mistake that the port was found to make."""
+        return replace(self, reference=rewrite(self.reference))
+
+    def ask(self, case: Case) -> Question | None:
+        """The case with what is expected of it; None where the reference itself raises or overflows."""
+        try:
+            expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
+            own = self.answer(case, None) if case.dtype == np.float32 else None
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            self.dropped.append(f"{case.call}, {case.name}: the reference raises {type(error).__name__}: {error}")
+            return None
+        for name, values in expected.items():
+            finite = np.isfinite(values)
+            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name]) == finite).all():
+                self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
+                return None
+        return Question(case, expected, own, self)
+
+    def not_judged(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """What was not asked, and why."""
+        said = []
+        for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate")):
+            if stage in wanted and not getattr(self.reference, name):
+                said.append(f"{stage}: the reference has no {name}")
+            elif stage in wanted and name not in self.offers.get("offers", ()):
+                said.append(f"{stage}: the port offers no {name}")
+        for stage in ("trajectory", "trends"):
+            if stage in wanted and self.reference.whole_run is None:
+                said.append(f"{stage}: the reference has no whole_run")
+            elif stage in wanted and not self.runs_whole:
+                said.append(f"{stage}: needs train_epoch and evaluate of both")
+        if not self.float64:
+            said.append("float64: the port computes in float32 only")
+        return (*said, *self.dropped)
+
+    def notes(self) -> tuple[str, ...]:
+        """How both sides were asked, and what else is worth saying."""
+        kept = self.offers.get("dropout") == "kept"
+        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
+        return (dropout, *self.remarks)
+
+    def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
+        """Where the modules are written that failing tensors belong to."""
+        module = self._module
+        return {
+            name: place
+            for one in compared
+            if not one.passes and (name := one.quantity.rpartition("/")[2]) and (place := place_of(module, name))
+        }
+
+    def all_places(self) -> dict[str, str]:
+        """Where the module of every tensor is written."""
+        return {name: place for name in self.program.state if (place := place_of(self._module, name))}
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        return fresh(self.reference)
+
+
+def place_of(module: nn.Module, name: str) -> str:
+    """`features.1: Linear (program.py:31)` for `features.1.weight`; "" for what is no tensor of the module."""
+    path, _, _ = name.rpartition(".")
+    owner, inner, written = module, "", type(module)
+    walked = []
+    for part in filter(None, path.split(".")):
+        if not isinstance(getattr(owner, part, None), nn.Module):
+            return ""
+        if not type(owner).__module__.startswith("torch.nn"):
+            written, inner = type(owner), part
+        owner = getattr(owner, part)
+        walked.append(part)
+    if not walked:
+        return ""
+    return f"{path}: {type(owner).__name__}{_line(written, inner)}"
+
+
+def _line(written: type, attribute: str) -> str:
+    """` (program.py:31)`, where a class makes one of its parts."""
+    try:
+        lines, first = inspect.getsourcelines(written)
+        file = Path(inspect.getsourcefile(written) or "").name
+    except (OSError, TypeError):
+        return ""
+    at = next((index for index, line in enumerate(lines) if f"self.{attribute} " in line), 0)
+    return f" ({file}:{first + at})"
+
+
+def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
+    if len(reference.batches) < 1:
+        raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
+    module = fresh(reference)
+    state = {name: _numbers(tensor) for name, tensor in module.state_dict().items()}
+    trained = dict(module.named_parameters(remove_duplicate=False))
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
+    module.train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        reference.loss(
+            module, {name: torch.from_numpy(np.array(array)) for name, array in reference.batches[0].items()}
+        )
+    running = {
+        name
+        for name, tensor in module.state_dict().items()
+        if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
+    }
+    offered = [
+        bool(getattr(reference, name)) and name in offers.get("offers", ())
+        for name in ("init", "train_epoch", "evaluate")
+    ]
+    program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
+    return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
+
+
+def _numbers(tensor: torch.Tensor) -> Array:
+    """A tensor's values; those of half precision as float32, which is what crosses the border."""
+    tensor = tensor.detach().cpu()
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return np.array((tensor.float() if half else tensor).numpy())

@@ -1,0 +1,344 @@
+"""Why a port differs: experiments on the reference, until one agrees with the port in all that a stage compares."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity.cases import Array
+from parity.mistakes import CATALOGUE
+from parity.mistakes.general import GENERAL
+from parity.mistakes.mistake import Mistake, Subject, Try
+from parity.reference.asked import Question, Sitting
+from parity.reference.noise import EXACTLY
+from parity.reference.program import fresh
+from parity.reference.rewrite import Rewrite, chained, sites
+from parity.verdict.comparison import STAGES, Comparison, Explanation, Measured, compare, ratios, stage_of
+from parity.verdict.fitting import plain, shown, solve
+
+SECONDS = 60.0
+"""After which the search stops, and says what it did not try."""
+FAR = 1e3
+"""A ratio that no rounding explains."""
+ALONG = 0.1
+"""The cosine below which an experiment leads nowhere near what is seen."""
+LOOSE = 2.0
+"""A ratio that is worth being looked at with the rewritten reference's own rounding."""
+
+LETTERS = {
+    "load": "L",
+    "init": "D",
+    "outputs": "LDFT",
+    "loss": "CFTLD",
+    "gradients": "CFTL",
+    "step": "OC",
+    "steps": "OC",
+    "state": "TO",
+    "epoch": "EO",
+    "evaluate": "EC",
+}
+"""Which mistakes first show at which stage."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Equally good explanations, and the reference with the first of them in."""
+
+    said: tuple[Explanation, ...]
+    rewrite: Rewrite
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mistake with its value and place, and what it leaves of the difference in one case."""
+
+    mistake: Mistake
+    attempt: Try
+    value: Any
+    left: Array
+    """(actual - expected with the mistake) / tolerance."""
+
+    @property
+    def rewrite(self) -> Rewrite:
+        return self.attempt.rewrite(self.value)
+
+    @property
+    def ratio(self) -> float:
+        return float(np.abs(self.left).max(initial=0))
+
+
+@dataclass
+class Search:
+    """What is to be explained."""
+
+    sitting: Sitting
+    stage: str
+    answered: Sequence[tuple[Question, Measured]]
+    """Cases of the stage, the failing ones first, small ones before large ones."""
+    progress: Callable[[str], None]
+    deadline: float
+    untried: int = 0
+    tried: list[Candidate] = field(default_factory=list)
+
+    def left(self, rewrite: Rewrite, at: int = 0) -> Array | None:
+        """What a rewritten reference leaves of the difference in a case; None where it cannot answer."""
+        question, actual = self.answered[at]
+        # In the program's own float32, which errs by less than is allowed, an experiment costs a fifth.
+        rounding = None if question.own is not None else EXACTLY
+        try:
+            said = self.sitting.rewritten(rewrite).answer(question.case, rounding)
+        except Exception:  # a hypothesis that cannot be carried out is none
+            return None
+        return self.weighed(question, said, actual)
+
+    def weighed(self, question: Question, said: Measured, actual: Measured) -> Array | None:
+        """Differences in tolerances, of all that is compared up to the stage."""
+        allowed, parts = question.tolerances(), []
+        for quantity, values in said.items():
+            if not self.counts(stage_of(question.case.call, quantity)):
+                continue
+            other = actual.get(quantity)
+            if other is None or other.shape != values.shape:
+                return None
+            signs = np.sign(np.nan_to_num(np.subtract(other, values, dtype=np.float64)))
+            parts.append((ratios(values, allowed[quantity], other) * signs).ravel())
+        vector = np.concatenate(parts) if parts else np.zeros(0)
+        # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
+        return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
+
+    def agrees(self, rewrite: Rewrite) -> float | None:
+        """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
+        sitting, worst = self.sitting.rewritten(rewrite), 0.0
+        for at, (question, actual) in enumerate(self.answered):
+            left = self.left(rewrite, at)
+            ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
+            if ratio > FAR:
+                return None
+            # Rounding may be larger in the rewritten reference than it is in the right one.
+            again = sitting.ask(question.case) if ratio > 1 else None
+            while again is not None and ratio > 1:
+                ratio = max((one.ratio for one in compare(again, actual) if self.counts(one.stage)), default=0.0)
+                if ratio > 1 and not again.more():
+                    return None
+            if ratio > 1:
+                return None
+            worst = max(worst, ratio)
+        return worst
+
+    def counts(self, stage: str) -> bool:
+        """Whether a stage has to agree for an explanation of this one."""
+        return STAGES.index(stage) <= STAGES.index(self.stage)
+
+
+def explain(
+    sitting: Sitting,
+    answered: Sequence[tuple[Question, Any]],
+    compared: Sequence[Comparison],
+    progress: Callable[[str], None],
+) -> Explained | None:
+    """The mistakes under which all agrees that is compared up to the first failing stage; None where there is none."""
+    failing = [one for one in compared if not one.passes]
+    if any(one.wrong is not None for one in failing):
+        return None
+    stage = min((one.stage for one in failing), key=STAGES.index)
+    failed = {one.case for one in failing if one.stage == stage}
+
+    def order(one: tuple[Question, Measured]) -> tuple[bool, int, int]:
+        case = one[0].case
+        return (
+            case.name not in failed,
+            case.dtype.itemsize,
+            sum(array.size for batch in case.batches for array in batch.values()),
+        )
+
+    search = Search(sitting, stage, sorted(answered, key=order), progress, time.monotonic() + SECONDS)
+    subject = _subject(sitting)
+    letters = LETTERS[stage]
+    catalogue = sorted(
+        (one for one in CATALOGUE if one.code[0] in letters and one.tries), key=lambda one: letters.index(one.code[0])
+    )
+    progress(f"explaining: {stage}")
+    found = (
+        _best(search, list(_candidates(search, subject, catalogue)))
+        or _best(search, list(_fitted(search)))
+        or _pair(search)
+        or _best(search, list(_candidates(search, subject, GENERAL)))
+        or _best(search, list(_fitted(search)))
+    )
+    if found is None:
+        sitting.remarks.extend(_what_is_known(search))
+    return found
+
+
+def _what_is_known(search: Search) -> Iterator[str]:
+    """Of a difference that nothing explains: the experiment that leaves least of it, and what was not tried."""
+    start = search.left(lambda reference: reference)
+    if start is not None and search.tried:
+        size = float(np.linalg.norm(start)) or 1.0
+        nearest = min(search.tried, key=lambda one: float(np.linalg.norm(one.left)))
+        left = float(np.linalg.norm(nearest.left)) / size
+        if left < 0.9:
+            told = said(nearest, search.stage, nearest.ratio)
+            yield f"nothing known explains {search.stage}; the nearest leaves {left:.0%} of it: {told.message}"
+        else:
+            yield f"nothing known explains {search.stage}, nor comes near it: {len(search.tried)} experiments were made"
+    if search.untried:
+        yield f"the search stopped after {SECONDS:.0f} s with {search.untried} experiments untried"
+
+
+def _subject(sitting: Sitting) -> Subject:
+    reference, module = sitting.reference, fresh(sitting.reference)
+    batch = {name: torch.from_numpy(np.array(array)) for name, array in reference.batches[0].items()}
+    return Subject(reference, module, sites(reference, module, batch), sitting.program.state)
+
+
+def _candidates(search: Search, subject: Subject, mistakes: Sequence[Mistake]) -> Iterator[Candidate]:
+    """Every mistake at every place with every usual value, on the first failing case.
+
+    A mistake comes everywhere first, then at some places: where it leads nowhere near what is seen everywhere, its
+    places are left out; and so are the other values of a family that can be solved for.
+    """
+    start = search.left(lambda reference: reference)
+    if start is None:
+        return
+    for mistake in mistakes:
+        assert mistake.tries is not None
+        along, largest = True, 0
+        for attempt in _attempts(mistake, subject):
+            if attempt.size >= largest:
+                along, largest = True, attempt.size
+            if not along:
+                continue
+            near = False
+            for value in attempt.values:
+                if time.monotonic() > search.deadline:
+                    search.untried += 1
+                    continue
+                left = search.left(attempt.rewrite(value))
+                if left is None or left.shape != start.shape:
+                    continue
+                candidate = Candidate(mistake, attempt, value, left)
+                search.tried.append(candidate)
+                yield candidate
+                close = candidate.ratio <= LOOSE or abs(_cosine(start - left, start)) >= ALONG
+                near = near or close
+                if attempt.fit is not None and not close:
+                    break
+            if attempt.size == largest and largest > 1:
+                along = near
+
+
+def _attempts(mistake: Mistake, subject: Subject) -> Iterator[Try]:
+    """A mistake's tries; those that cannot be made of this reference are none."""
+    assert mistake.tries is not None
+    attempts = iter(mistake.tries(subject))
+    while True:
+        try:
+            yield next(attempts)
+        except StopIteration:
+            return
+        except Exception:  # a mistake that is not thought of for this program must not end its exam
+            return
+
+
+def _cosine(one: Array, other: Array) -> float:
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length else 0.0
+
+
+def _fitted(search: Search) -> Iterator[Candidate]:
+    """Values solved for, for families in whose direction the difference lies."""
+    start = search.left(lambda reference: reference)
+    if start is None:
+        return
+    families: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in search.tried:
+        if candidate.attempt.fit is not None:
+            families.setdefault((candidate.mistake.code, candidate.attempt.place), []).append(candidate)
+    for family in families.values():
+        nearest = min(family, key=lambda one: float(np.abs(one.left).sum()))
+        if abs(_cosine(start - nearest.left, start)) < 0.5 or time.monotonic() > search.deadline:
+            continue
+        attempt = nearest.attempt
+        was = attempt.was if isinstance(attempt.was, float | int) else 1.0
+
+        def residual(value: float, attempt: Try = attempt) -> Array:
+            left = search.left(attempt.rewrite(value))
+            return np.full_like(start, np.nan) if left is None else left
+
+        if attempt.fit == "log" and not (was > 0 and nearest.value > 0):
+            was = nearest.value * 2
+        value = solve(residual, nearest.value, was, attempt.fit or "linear")
+        if value is None:
+            continue
+        for number in (*plain(value), value):
+            left = search.left(attempt.rewrite(number))
+            if left is not None and np.abs(left).max(initial=0) <= LOOSE:
+                yield Candidate(nearest.mistake, attempt, number, left)
+                break
+
+
+def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
+    """Those that agree in all cases, the simplest first; one place for each mistake."""
+    agreeing: list[tuple[Candidate, float]] = []
+    for candidate in sorted(
+        (one for one in candidates if one.ratio <= LOOSE), key=lambda one: (one.attempt.size, one.ratio)
+    ):
+        if any(one.mistake is candidate.mistake for one, _ in agreeing):
+            continue
+        worst = search.agrees(candidate.rewrite)
+        if worst is not None:
+            agreeing.append((candidate, worst))
+    if not agreeing:
+        return None
+    return Explained(tuple(said(one, search.stage, worst) for one, worst in agreeing), agreeing[0][0].rewrite)
+
+
+def _pair(search: Search) -> Explained | None:
+    """Two mistakes at one stage: the differences that they make nearly add up to what is seen."""
+    start = search.left(lambda reference: reference)
+    tried = [one for one in search.tried if one.left.shape == getattr(start, "shape", None)]
+    if start is None or len(tried) < 2:
+        return None
+    weights = 1 / (1 + np.abs(start))
+    made = np.array([(start - one.left) * weights for one in tried])
+    seen = start * weights
+    products, along = made @ made.T, made @ seen
+    lengths = np.diag(products)
+    left = seen @ seen - 2 * (along[:, None] + along[None, :]) + lengths[:, None] + lengths[None, :] + 2 * products
+    left[np.tril_indices(len(tried))] = np.inf
+    nearest = np.argsort(left, axis=None)[:24]
+    found: list[tuple[float, Candidate, Candidate, Rewrite]] = []
+    for flat in nearest:
+        one, other = (tried[int(at)] for at in np.unravel_index(int(flat), left.shape))
+        if one.mistake is other.mistake and one.attempt.place == other.attempt.place:
+            continue
+        both = chained(one.rewrite, other.rewrite)
+        vector = search.left(both)
+        if vector is not None and np.abs(vector).max(initial=0) <= LOOSE:
+            found.append((float(np.abs(vector).max(initial=0)), one, other, both))
+    for _, one, other, both in sorted(found, key=lambda each: each[0]):
+        worst = search.agrees(both)
+        if worst is not None:
+            return Explained((said(one, search.stage, worst), said(other, search.stage, worst)), both)
+    return None
+
+
+def said(candidate: Candidate, stage: str, ratio: float) -> Explanation:
+    """A candidate in words."""
+    mistake, attempt = candidate.mistake, candidate.attempt
+    words = {"place": attempt.place, "value": shown(candidate.value), "was": shown(attempt.was)}
+    diff = mistake.diffs[0] if mistake.diffs else None
+    return Explanation(
+        mistake.code,
+        mistake.name,
+        attempt.place,
+        mistake.message.format(**words),
+        diff.wrong if diff else "",
+        diff.right if diff else "",
+        ratio,
+        stage,
+    )

@@ -1,0 +1,299 @@
+"""A verdict in words: rows that can be searched, then what is wrong, where, the numbers, and what to do."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from parity.cases import CALLS
+from parity.errors import one_line, printable
+from parity.verdict.comparison import Comparison, Explanation, Verdict
+
+HEADER = ("stage", "case", "compared", "values", "largest ratio", "reference's", "")
+_LEFT = (0, 1, 2, 6)
+_MOST = 6
+_WHAT = {
+    "load": "the state does not come back as it was loaded",
+    "init": "fresh parameters differ",
+    "outputs": "outputs differ",
+    "loss": "the loss differs",
+    "gradients": "gradients differ",
+    "step": "the first update differs",
+    "steps": "updates after the first differ",
+    "state": "what training leaves in buffers, or an evaluation after it, differs",
+    "epoch": "a whole epoch differs",
+    "evaluate": "what is reported of all batches differs",
+}
+_HELP = {
+    "load": "compare load_state_dict and state_dict: each tensor by its name, transposed on the way in and out",
+    "init": "compare distributions, bounds, and the order of drawing; or leave init out of the port",
+    "outputs": "let outputs return intermediate values by the reference's names: the first that differs has the cause",
+    "loss": "compare the reduction, weights, ignored labels, smoothing, and what is added to the loss",
+    "gradients": "compare what is detached, masked or stopped on the way back, and ties of ReLU, max and clip",
+    "step": "compare rate, betas, epsilon, decay and who decays, and the order of clipping and decay",
+    "steps": "compare momentum, bias correction, when the schedule steps, and what the optimizer's state starts from",
+    "state": "compare the momentum, the bias of the variance, and what is updated in training mode only",
+    "epoch": "compare the order of batches, the short last one, and when the schedule steps",
+    "evaluate": "compare the mean over batches of unequal size, the short last one, and evaluation mode",
+}
+
+
+def report(verdict: Verdict, command: str = "") -> str:
+    """The whole of it for a terminal; the last line is the verdict.
+
+    Args:
+        command: what the user ran, `python -m parity reference.py port.py`; shown with what to run next.
+    """
+    blocks = ["\n".join(table(verdict)), *errors(verdict, command)]
+    remarks = [f"not judged: {line}" for line in verdict.not_judged] + [f"note: {line}" for line in verdict.notes]
+    return "\n\n".join([*filter(None, blocks), "\n".join([*map(one_line, remarks), sentence(verdict)])])
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in one line."""
+    compared = verdict.comparisons
+    failing = _failing(compared)
+    if failing:
+        worst = _shown(failing[0].stage, failing)
+        ratio = "cannot be compared" if worst.wrong is not None else f"ratio {_ratio(worst.ratio)}"
+        return f"differs at {worst.stage}: {one_line(worst.quantity)} in {one_line(worst.case)!r}, {ratio}"
+    if not compared:
+        return "nothing was compared"
+    stages = len({one.stage for one in compared})
+    values = sum(one.values for one in compared)
+    return f"agrees: {_count(len(compared), 'comparison')} in {_count(stages, 'stage')}, {_count(values, 'value')}"
+
+
+def rows(verdict: Verdict) -> list[tuple[str, ...]]:
+    """A row for each case of each stage, in the columns of `HEADER`."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for one in verdict.comparisons:
+        groups.setdefault((one.stage, one.case), []).append(one)
+    return [(stage, one_line(case), *_cells(group)) for (stage, case), group in groups.items()]
+
+
+def table(verdict: Verdict) -> list[str]:
+    """The rows in columns, below their names."""
+    cells = [HEADER, *rows(verdict)]
+    if len(cells) == 1:
+        return []
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    return [
+        "  ".join(
+            text.ljust(width) if column in _LEFT else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def errors(verdict: Verdict, command: str = "") -> list[str]:
+    """What is wrong, a block for each stage that failed, with what explains it; the first also tells of stages that
+    are not shown."""
+    failing = _failing(verdict.comparisons)
+    stages = list(dict.fromkeys(one.stage for one in failing))
+    found: dict[str, list[tuple[Explanation, ...]]] = {stage: [] for stage in stages}
+    for group in verdict.explanations if stages else ():
+        found[group[0].stage if group[0].stage in stages else stages[0]].append(group)
+    return ["\n".join(_error(verdict, stage, failing, found[stage], command)) for stage in stages]
+
+
+def as_json(verdict: Verdict) -> str:
+    """All of the verdict. Numbers that are not finite are the strings "inf", "-inf" and "nan"."""
+    tree = {"agrees": verdict.agrees, "verdict": sentence(verdict), **asdict(verdict)}
+    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(verdict: Verdict, command: str = "") -> str:
+    """The verdict as a page."""
+    head = [f"# {verdict.port} beside {verdict.reference}", "", f"**{sentence(verdict)}**", ""]
+    blocks = itertools.chain.from_iterable(("```text", block, "```", "") for block in errors(verdict, command))
+    cells = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(verdict)]
+    columns = ["| " + " | ".join(HEADER[:-1]) + " | verdict |", "|---|---|---|---:|---:|---:|---|"]
+    remarks = [f"- not judged: {line}" for line in verdict.not_judged] + [f"- {line}" for line in verdict.notes]
+    about = "A ratio is |actual − expected| / tolerance; 1 passes. The reference's is that of its own float32 run."
+    return "\n".join([*head, *blocks, *columns, *cells, "", about, "", *map(one_line, remarks)]).rstrip() + "\n"
+
+
+def _error(
+    verdict: Verdict,
+    stage: str,
+    failing: Sequence[Comparison],
+    explanations: Sequence[Sequence[Explanation]],
+    command: str,
+) -> list[str]:
+    here = [one for one in verdict.comparisons if one.stage == stage]
+    mine = [one for one in failing if one.stage == stage]
+    worst = _shown(stage, failing)
+    codes = [one.code for group in explanations for one in group if one.code]
+    lines = [f"error{f'[{codes[0]}]' if codes else ''}: {_headline(worst)}", f"  --> {_where(worst, verdict.places)}"]
+    if worst.wrong is None:
+        lines += _numbers(worst)
+    else:
+        lines += [f"   | {printable(line)}" for line in worst.wrong.split("\n")[1:]]
+    lines.append("   |")
+    lines += [f"   = {printable(line)}" for line in _circumstances(verdict, worst, here, mine)]
+    for at, group in enumerate(explanations, 1):
+        title = "cause" if len(explanations) == 1 else f"cause {at} of {len(explanations)}"
+        title += f", of {group[0].stage}" if group[0].stage not in ("", stage) else ""
+        for which, one in enumerate(group):
+            lines += _explained(title if which == 0 else "or, equally good", one)
+    if not explanations and worst.wrong is None:
+        lines.append(f"   = help: {_HELP.get(stage, 'compare what the two programs do here')}")
+    if command:
+        lines += [
+            f"   = next: {command} --only {stage}",
+            *(f"   = next: python -m parity explain {code}" for code in codes),
+        ]
+    return lines
+
+
+def _headline(worst: Comparison) -> str:
+    if worst.wrong is not None:
+        what = one_line(worst.wrong.split("\n")[0])
+        return what if worst.quantity in CALLS else f"{_name(worst.quantity)} {what}"
+    count = f", in {worst.failing:,} of {_count(worst.values, 'value')}" if worst.values > 1 else ""
+    name = _name(worst.quantity)
+    return f"{_WHAT.get(worst.stage, f'{worst.stage} differs')}{'' if worst.stage == 'loss' else f': {name}'}{count}"
+
+
+def _where(worst: Comparison, places: dict[str, str]) -> str:
+    name = _name(worst.quantity)
+    index = f"[{', '.join(map(str, worst.index))}]" if worst.index else ""
+    parts = name.split(".")
+    owners = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    place = next((places[key] for key in (worst.quantity, *owners) if key in places), "")
+    return ", ".join(
+        filter(None, [f"{one_line(worst.quantity)}{index}", f"case {one_line(worst.case)!r}", one_line(place)])
+    )
+
+
+def _numbers(worst: Comparison) -> list[str]:
+    difference = abs(worst.actual - worst.expected)
+    digits = 17
+    if math.isfinite(difference) and difference and worst.expected:
+        digits = min(max(math.ceil(math.log10(abs(worst.expected) / difference)) + 3, 4), 17)
+    own = "" if worst.reference_ratio is None else f", the reference's own {_ratio(worst.reference_ratio)}"
+    allowed = f"± {worst.tolerance:.2g}" if worst.tolerance else "exactly: nothing rounds here"
+    return [
+        "   |",
+        f"   | expected  {worst.expected:.{digits}g} {allowed}",
+        f"   | actual    {worst.actual:.{digits}g}" + ("" if math.isfinite(worst.actual) else ", which is not finite"),
+        f"   | ratio     {_ratio(worst.ratio)}{own}",
+    ]
+
+
+def _circumstances(
+    verdict: Verdict, worst: Comparison, here: Sequence[Comparison], failing: Sequence[Comparison]
+) -> list[str]:
+    lines = []
+    if worst.wrong is None:
+        others = {_name(one.quantity): one for one in failing if _name(one.quantity) != _name(worst.quantity)}
+        if others:
+            told = _listed(f"{name} ({_ratio(one.ratio)})" for name, one in others.items())
+            lines.append(f"differs too: {told}")
+        elif equal := dict.fromkeys(
+            _name(one.quantity) for one in here if _name(one.quantity) != _name(worst.quantity)
+        ):
+            lines.append(f"within tolerance at this stage: {_listed(equal)}")
+    lines.append(_cases(dict.fromkeys(one.case for one in failing), dict.fromkeys(one.case for one in here)))
+    in_float64 = [one for one in here if one.case.startswith("float64")]
+    if in_float64 and not any(one in failing for one in in_float64):
+        lines.append(
+            'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
+        )
+    before = list(itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons))
+    good = [one for one in before if one.passes]
+    if good:
+        stages = _listed(dict.fromkeys(one.stage for one in good))
+        own = [one.reference_ratio for one in good if one.reference_ratio is not None]
+        largest = max(one.ratio for one in good)
+        theirs = f", the reference's own {_ratio(max(own))}" if own else ""
+        ratios = f"largest ratio {_ratio(largest)}{theirs}" if largest else "equal in every bit"
+        lines.append(f"agrees up to there: {stages}; {ratios}")
+    return lines
+
+
+def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
+    """In which cases it fails; where that is most of them, in which it passes."""
+    fails = [*failing]
+    passes = [one for one in asked if one not in fails]
+    many = f"{len(fails)} of {len(fails) + len(passes)} cases" if passes else f"all {len(fails)} cases"
+    told = f"fails in {_listed(map(repr, fails)) if len(fails) <= 3 else many}"
+    if passes and len(passes) <= 3:
+        return f"{told}; passes in {_listed(map(repr, passes))}"
+    return f"{told}; passes in {len(passes)} others" if passes and len(fails) <= 3 else told
+
+
+def _explained(title: str, one: Explanation) -> list[str]:
+    place = f", at {one_line(one.place)}" if one.place and one.place not in one.message else ""
+    lines = [f"   = {title}: {one_line(one.message)}{place}"]
+    if one.wrong or one.right:
+        lines += [f"   |   - {printable(line)}" for line in one.wrong.splitlines()]
+        lines += [f"   |   + {printable(line)}" for line in one.right.splitlines()]
+    name, stage = f"{one.code} {one.name}".strip(), one.stage or "this stage"
+    left = f"all of {stage} agrees, largest ratio {_ratio(one.ratio)}"
+    lines.append(f"   = with that mistake in the reference ({name}) {left}")
+    return lines
+
+
+def _shown(stage: str, failing: Sequence[Comparison]) -> Comparison:
+    """What the message is about: the first that differs in order of computing; the last parameter's, for gradients."""
+    mine = [one for one in failing if one.stage == stage]
+    if mine[0].wrong is not None:
+        return mine[0]
+    mine = [one for one in mine if one.wrong is None]
+    if stage in ("step", "steps", "epoch"):
+        return max(mine, key=lambda one: one.ratio)
+    case = [one for one in mine if one.case == mine[0].case]
+    return case[-1] if stage == "gradients" else case[0]
+
+
+def _failing(compared: Iterable[Comparison]) -> list[Comparison]:
+    return [one for one in compared if not one.passes]
+
+
+def _cells(group: Sequence[Comparison]) -> tuple[str, ...]:
+    kinds = _listed(dict.fromkeys(one.quantity.partition("/")[0] for one in group))
+    compared = f"{kinds} ({len(group)})" if len(group) > 1 else one_line(group[0].quantity)
+    wrong = any(one.wrong is not None for one in group)
+    own = [one.reference_ratio for one in group if one.reference_ratio is not None]
+    ratio = "-" if wrong else _ratio(max(one.ratio for one in group))
+    verdict = "pass" if all(one.passes for one in group) else "FAIL"
+    return compared, f"{sum(one.values for one in group):,}", ratio, _ratio(max(own)) if own else "-", verdict
+
+
+def _name(quantity: str) -> str:
+    """`fc1.weight` of `update/2/fc1.weight`, and `loss/2` as it is."""
+    kind, _, name = quantity.partition("/")
+    step, _, rest = name.partition("/")
+    if kind in ("update", "buffer") and step.isdigit() and rest:
+        return one_line(rest)
+    return one_line(quantity if kind == "loss" else name or kind)
+
+
+def _ratio(ratio: float) -> str:
+    if ratio == 0:
+        return "equal"
+    if not math.isfinite(ratio):
+        return "differs"
+    return f"{ratio:.2f}" if 0.01 <= ratio < 100 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.3g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    told = [one_line(name) for name in names]
+    return ", ".join(told[:_MOST]) + (f" and {len(told) - _MOST} more" if len(told) > _MOST else "")
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return str(tree) if isinstance(tree, float) and not math.isfinite(tree) else tree

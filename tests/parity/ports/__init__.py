@@ -1,1 +1,0 @@
-"""Ports that the suite is tried on."""
