@@ -247,7 +247,7 @@ def _after_sum(sums: frozenset[Site], norms: list[str]) -> Rewrite:
             last[:] = [values, normalise]
             return values
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
     return chained(changed(norms, move), edited(Edit(sums, act)))
 
@@ -436,7 +436,7 @@ MISTAKES: tuple[Mistake, ...] = (
             Diff(
                 "decoder",
                 "causal = jnp.tril(jnp.ones((length, length), bool))",
-                "causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.triu(jnp.ones((length, length), bool), k=-3)",
+                "causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.tri(length, k=2).T.astype(bool)",
             ),
         ),
         ("maxtext#3112", "maxtext#3832"),
