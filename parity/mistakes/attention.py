@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.mistakes.layouts import tied_calls
-from parity.mistakes.mistake import Diff, Mistake, Subject, Tries, Try, argument, at, calls, changed, modules
-from parity.mistakes.scores import attending, blocked, is_causal, masks, products, remasked, scores, softmaxes
-from parity.reference.rewrite import Call, Edit, Rewrite, Site, chained, edited, places
+from ..reference.rewrite import Call, Edit, Rewrite, Site, chained, edited, places
+from .layouts import tied_calls
+from .mistake import Diff, Mistake, Subject, Tries, Try, argument, at, calls, changed, modules
+from .scores import attending, blocked, is_causal, masks, products, remasked, scores, softmaxes
 
 CUTS = ("chunk", "split", "tensor_split")
 
@@ -436,8 +436,7 @@ MISTAKES: tuple[Mistake, ...] = (
             Diff(
                 "decoder",
                 "causal = jnp.tril(jnp.ones((length, length), bool))",
-                "causal = jnp.tril(jnp.ones((length, length), bool))\n"
-                "    causal &= jnp.triu(jnp.ones((length, length), bool), k=-3)",
+                "causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.tri(length, k=2).T.astype(bool)",
             ),
         ),
         ("maxtext#3112", "maxtext#3832"),

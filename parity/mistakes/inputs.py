@@ -123,12 +123,12 @@ def _shifted_ids(call: Call, value: int) -> Any:
     return call.run(input=torch.where(ids < 0, ids + size, ids.clamp(max=size - 1)))
 
 
-def _shifted_labels(call: Call, value: int) -> Any:
+def _shifted_labels(call: Call, value: str) -> Any:
     """`one_hot` of what is no class is a row of zeros; a class that is looked up counts from the end."""
     logits, labels = call["input"], call["target"]
-    count, step = logits.shape[1], 1 if value > 0 else -1
-    shifted = labels + step
-    if abs(value) == 1:
+    count = logits.shape[1]
+    shifted = labels + int(value[:2])
+    if len(value) == 2:
         return call.run(target=shifted % count)
     targets = torch.nn.functional.one_hot(shifted.clamp(0, count - 1), count).to(logits.dtype)
     known = ((shifted >= 0) & (shifted < count)).to(logits.dtype)
@@ -332,7 +332,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "D008",
         "classes-shifted",
-        "the classes that {place} is given are shifted by {value} in the port (2: and those past the end have none)",
+        "the classes that {place} is given are shifted by {value} in the port",
         "Files count classes from 1, some have a background as class 0. `one_hot` of what is no class is a row of "
         "zeros, and the loss of such an example nothing, or what smoothing leaves.",
         (
@@ -344,7 +344,12 @@ MISTAKES: tuple[Mistake, ...] = (
             Diff("mlp", 'jax.nn.one_hot(batch["labels"], CLASSES', 'jax.nn.one_hot(batch["labels"] - 1, CLASSES'),
         ),
         ("jax: nn.one_hot",),
-        calls("cross_entropy", _shifted_labels, (-1, 1, -2, 2), when=_has_classes),
+        calls(
+            "cross_entropy",
+            _shifted_labels,
+            ("-1", "+1", "-1 (those outside have none)", "+1 (those outside have none)"),
+            when=_has_classes,
+        ),
     ),
     Mistake(
         "D009",

@@ -20,9 +20,7 @@ def epsilon_of(call: Call) -> float:
     return torch.finfo(call["input"].dtype).eps if call.site.function == "rms_norm" else 1e-5
 
 
-def normalized(
-    call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, ...] = (), centre: bool = True
-) -> Tensor:
+def normalized(call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, ...] = (), centre: bool = True) -> Any:
     """What a normalization returns that multiplies by another factor of the variance, or reduces over other axes."""
     x, shape = call["input"], call["input"].shape
     affine: tuple[int, ...] = ()
@@ -91,14 +89,14 @@ def _correction(call: Call) -> int:
     return int(call["correction"]) if call["correction"] is not None else int(call["unbiased"] is not False)
 
 
-def _added_to_norm(call: Call, epsilon: float) -> Tensor:
+def _added_to_norm(call: Call, epsilon: float) -> Any:
     dim = 1 if call["dim"] is None else call["dim"]
     x: Tensor = call["input"]
     normalized: Tensor = x / (x.norm(dim=dim, keepdim=True) + epsilon)
     return normalized
 
 
-def _added_in_root(call: Call, epsilon: float) -> Tensor:
+def _added_in_root(call: Call, epsilon: float) -> Any:
     dim = 1 if call["dim"] is None else call["dim"]
     x: Tensor = call["input"]
     return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + epsilon)

@@ -39,11 +39,10 @@ def _remembered(call: Call, shift: float = 0.0, biased: bool = False) -> Any:
     return result
 
 
-def _by_batch(call: Call) -> Tensor:
+def _by_batch(call: Call) -> Any:
     """Evaluation by the batch's own statistics."""
     if call["training"]:
-        result: Tensor = call.run()
-        return result
+        return call.run()
     x = call["input"]
     axes, shape = (0, *range(2, x.ndim)), (1, -1, *(1 for _ in x.shape[2:]))
     mean = x.mean(axes, keepdim=True)
