@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from judge.cases import Case
 from judge.reference.dropout import Kept, Off
-from judge.reference.noise import EXACTLY, Number, Rounding
+from judge.reference.noise import EXACTLY, Number, Rounding, _hashed
 from judge.reference.program import Reference, answer
 from judge.reference.rounding import Wide, held, wide
 
@@ -201,3 +201,11 @@ def test_dropout_off_is_no_dropout_and_kept_scales() -> None:
 
     assert (answer(linear, asked, EXACTLY, Kept)["outputs/output"] == 2).all()
     assert (answer(linear, asked, None, Kept)["outputs/output"] == 2).all()
+
+
+def test_errors_go_up_and_down_alike() -> None:
+    errors = _hashed(torch.randn(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 12345)
+    assert -1 <= float(errors.min()) < -0.999
+    assert 0.999 < float(errors.max()) <= 1
+    assert abs(float(errors.mean())) < 0.01
+    assert float(errors.std()) == pytest.approx(1 / 3**0.5, rel=0.02)
