@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from parity.cases import Answer
-from parity.errors import PortError
-from parity.reference.asked import Sitting
-from parity.reference.whole_runs import Source, Start, WholeRuns
-from parity.verdict.comparison import Comparison, Curves, broken, compare, measured
-from parity.verdict.trends import MOVED, SEEDS, Metrics, distances, equivalence, forced, free_running, metrics
+from .cases import Answer
+from .errors import PortError
+from .reference.asked import Sitting
+from .reference.whole_runs import Source, Start, WholeRuns
+from .verdict.comparison import Asked, Comparison, Curves, Measured, broken, compare, measured
+from .verdict.trends import MOST_MOVED, MOVED, SEEDS, Drift, Metrics, distances, equivalence, forced, metrics
 
 LAST = ("trajectory", "trends")
 
@@ -86,17 +86,26 @@ class LastStages:
             except PortError as error:
                 yield broken(case, "trajectory", error)
                 return
-            found = compare(question, actual)
-            while any(one.wrong is None and not one.passes for one in found) and question.more():
-                found = compare(question, actual)
-            yield from (replace(one, stage="trajectory") for one in found)
+            yield from (replace(one, stage="trajectory") for one in _compared(question, actual))
 
     def _free_running(self) -> Iterator[Comparison]:
         self.progress(f"trajectory: {self.runs.epochs} epochs")
         case, parameters = self.runs.case(Start(0)), self.runs.sitting.program.parameters
         actual = measured(case, self._port_run(Start(0)), parameters)
-        runs = [self.runs.answer(start) for start in self._moved()]
-        yield from compare(free_running(case, runs, parameters), actual)
+
+        def run(starts: Sequence[Start]) -> list[Measured]:
+            for start in starts:
+                self.runs.prepare(start)
+            return [measured(case, self.runs.answer(start), parameters) for start in starts]
+
+        def further() -> list[Measured]:
+            known, self.moved = self.moved, MOST_MOVED
+            if known < MOST_MOVED:
+                self.progress("trajectory: more runs from one ulp away")
+            return run(self._moved()[known + 1 :])
+
+        expected, *moved = run(self._moved())
+        yield from _compared(Drift(case, expected, moved[0], moved, further), actual)
 
     def _trends(self) -> Iterator[Comparison]:
         reference, port = self._metrics()
@@ -120,3 +129,11 @@ class LastStages:
 
     def _seeds(self) -> list[Start]:
         return [Start(seed) for seed in range(self.seeds)] if "trends" in self.stages else []
+
+
+def _compared(question: Asked, actual: Measured) -> list[Comparison]:
+    """Where the question says "too far", it is asked what else rounding may do before it is said."""
+    found = compare(question, actual)
+    while any(one.wrong is None and not one.passes for one in found) and question.more():
+        found = compare(question, actual)
+    return found

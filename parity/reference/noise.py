@@ -97,8 +97,9 @@ def _hashed(values: Tensor, key: int) -> Tensor:
     """
     bits = values.contiguous().view(torch.int64).add(2048) >> 12
     bits = (bits ^ key) * 0x369DEA0F31A53F85
-    bits = (bits ^ (bits >> 29)) * 0x1B03738712FAD5C9
-    return (bits ^ (bits >> 32)).to(torch.float64).mul_(2.0**-63)
+    # Shifts of negative numbers bring ones in from the left, which would leave no number negative in the end.
+    bits = (bits ^ (bits >> 29 & 2**35 - 1)) * 0x1B03738712FAD5C9
+    return (bits ^ (bits >> 32 & 2**32 - 1)).to(torch.float64).mul_(2.0**-63)
 
 
 def rounded_number(value: float, rounding: Rounding) -> float:

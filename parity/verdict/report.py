@@ -25,6 +25,8 @@ _WHAT = {
     "state": "what training leaves in buffers, or an evaluation after it, differs",
     "epoch": "a whole epoch differs",
     "evaluate": "what is reported of all batches differs",
+    "trajectory": "a whole run drifts away",
+    "trends": "what whole runs report is not the same on average",
 }
 _HELP = {
     "load": "compare load_state_dict and state_dict: each tensor by its name, transposed on the way in and out",
@@ -37,6 +39,8 @@ _HELP = {
     "state": "compare the momentum, the bias of the variance, and what is updated in training mode only",
     "epoch": "compare the order of batches, the short last one, and when the schedule steps",
     "evaluate": "compare the mean over batches of unequal size, the short last one, and evaluation mode",
+    "trajectory": "compare what depends on how long it has trained, or on small losses: schedules, counters, stopping",
+    "trends": "compare what outlives a run: global counters, caches, generators; or ask for more --seeds",
 }
 
 

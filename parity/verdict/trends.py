@@ -1,15 +1,16 @@
 """Whole runs beside each other: how far they drift apart, and whether their trends are the same. NumPy only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.cases import Answer, Array, Case, Tensors
-from parity.verdict.comparison import Comparison, Measured, measured
+from ..cases import Answer, Array, Case, Tensors
+from .comparison import Comparison, Measured
 
-MOVED = 4
-"""Runs that start one ulp away: how far rounding drives a program apart is seen from them."""
+MOVED, MOST_MOVED = 4, 16
+"""Runs that start one ulp away: how far rounding drives a program apart is seen from them. More where they say "too
+far"."""
 SLACK = 8.0
 """How many times their largest drift a right port's own may be. The largest of four draws is exceeded by a fifth one in
 one case of five; eight times it has not been seen."""
@@ -31,6 +32,8 @@ class Drift:
     own: Measured | None
     """One of the moved ones: what the reference itself drifts by."""
     moved: list[Measured]
+    further: Callable[[], list[Measured]] = list
+    """More moved runs, none once there are enough: a few may all have been spared what others meet with by chance."""
 
     def tolerances(self) -> Tensors:
         """`SLACK` times the largest drift that was reached until then: runs may come together again by chance."""
@@ -49,14 +52,10 @@ class Drift:
         return allowed
 
     def more(self) -> bool:
-        """Runs are not drawn again."""
-        return False
-
-
-def free_running(case: Case, runs: Sequence[Answer], parameters: frozenset[str]) -> Drift:
-    """A whole run as a question: the first of the runs is what is expected, the others started one ulp away."""
-    expected, *moved = (measured(case, run, parameters) for run in runs)
-    return Drift(case, expected, moved[0], moved)
+        """Start from further states that are one ulp away; whether there are any."""
+        found = self.further()
+        self.moved += found
+        return bool(found)
 
 
 def forced(case: Case, run: Answer) -> Iterator[Case]:

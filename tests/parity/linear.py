@@ -82,7 +82,9 @@ def batches(dtype: Any = np.float32) -> tuple[Batch, ...]:
 def cases(dtype: Any = np.float32) -> Iterator[Case]:
     """One case for each call."""
     for call in get_args(Call):
-        yield Case("as given", call, {} if call == "init" else state(dtype), batches(dtype), seed=3)
+        start = {} if call == "init" else state(dtype)
+        whole = {"test_batches": batches(dtype), "epochs": 2} if call == "whole_run" else {}
+        yield Case("as given", call, start, batches(dtype), seed=3, **whole)
 
 
 def case(call: Call) -> Case:

@@ -162,7 +162,7 @@ def test_a_port_sits_a_recorded_exam_as_it_would_be_asked(folder: Path, capsys: 
     cases = [*linear.cases(), *(case for case in linear.cases(np.float64) if case.call == "outputs")]
     save(Path("exam.npz"), Recording({"dropout": "off"}, tuple((case, {}) for case in cases)))
     assert main(["answer", "exam.npz", "port.py", "answers.npz"]) == 0
-    assert capsys.readouterr().out == "answered: 4 of 8 cases in answers.npz, 2 failed\n"
+    assert capsys.readouterr().out == "answered: 4 of 9 cases in answers.npz, 3 failed\n"
     answers: Answers = load(Path("answers.npz"), Answers)
     by_call = {case.call: answers.given.get(digest(case)) for case in cases[:-1]}
     assert by_call["init"] is None

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity.cases import Case
-from parity.reference.dropout import Kept, Off
-from parity.reference.noise import EXACTLY, Number, Rounding
-from parity.reference.program import Reference, answer
-from parity.reference.rounding import Wide, held, wide
+from judge.cases import Case
+from judge.reference.dropout import Kept, Off
+from judge.reference.noise import EXACTLY, Number, Rounding, _hashed
+from judge.reference.program import Reference, answer
+from judge.reference.rounding import Wide, held, wide
 
 
 def value(function: Any, *tensors: Tensor, rounding: Rounding = EXACTLY) -> Tensor:
@@ -158,8 +158,7 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.gru(self.rnn(self.embedding(tokens))[0])[0]
-        logits: Tensor = self.head(self.drop(functional.dropout(hidden, 0.5, self.training)))
-        return logits
+        return self.head(self.drop(functional.dropout(hidden, 0.5, self.training)))
 
 
 def reference() -> Reference:
@@ -202,3 +201,11 @@ def test_dropout_off_is_no_dropout_and_kept_scales() -> None:
 
     assert (answer(linear, asked, EXACTLY, Kept)["outputs/output"] == 2).all()
     assert (answer(linear, asked, None, Kept)["outputs/output"] == 2).all()
+
+
+def test_errors_go_up_and_down_alike() -> None:
+    errors = _hashed(torch.randn(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 12345)
+    assert -1 <= float(errors.min()) < -0.999
+    assert 0.999 < float(errors.max()) <= 1
+    assert abs(float(errors.mean())) < 0.01
+    assert float(errors.std()) == pytest.approx(1 / 3**0.5, rel=0.02)

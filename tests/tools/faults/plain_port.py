@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmnist.experiment import Experiment, StateDict
+from fmnist_jax import torch_rng
 
 Batch = Any
 
@@ -14,6 +15,10 @@ Batch = Any
 class State(NamedTuple):
     params: Any
     experiment: Experiment
+
+
+def init(experiment: Experiment) -> StateDict:
+    return torch_rng.init(experiment)
 
 
 def decode(images: Batch) -> Any:
