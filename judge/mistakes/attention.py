@@ -12,7 +12,6 @@ from .layouts import tied_calls
 from .mistake import Diff, Mistake, Subject, Tries, Try, argument, at, calls, changed, modules
 from .scores import attending, blocked, is_causal, masks, products, remasked, scores, softmaxes
 
-
 CUTS = ("chunk", "split", "tensor_split")
 
 
@@ -32,8 +31,8 @@ def _scales(subject: Subject) -> Iterator[Try]:
     """The scores times what a wrong scale makes of a right one."""
     found = list(products(subject))
     for name, group in places(found):
-        call = subject.calls[next(site for site in found if site in group)]
-        width, heads = float(_first(call).shape[-1]), float(call.run().shape[1])
+        one = subject.calls[next(site for site in found if site in group)]
+        width, heads = float(_first(one).shape[-1]), float(one.run().shape[1])
         usual = (math.sqrt(width), 1 / math.sqrt(width), 1 / math.sqrt(heads), 1 / width, math.sqrt(heads), width)
         yield Try(
             subject.where(group, name),
@@ -112,11 +111,13 @@ def _halves(call: Call) -> bool:
     values = _first(call)
     if call.site.function in CUTS:
         parts = call.run()
-        return len(parts) == 2 and parts[0].shape == parts[1].shape and parts[0].shape[:-1] == values.shape[:-1]
+        shapes = [part.shape for part in parts]
+        return len(parts) == 2 and shapes[0] == shapes[1] and shapes[0][:-1] == values.shape[:-1]
     if call.site.function == "repeat":
-        return values.dim() == 2 and call.run().shape == (values.shape[0], 2 * values.shape[1])
+        return bool(values.dim() == 2 and call.run().shape == (values.shape[0], 2 * values.shape[1]))
     if call.site.function == "cat":
-        return len(values) == 2 and values[0].shape == values[1].shape and call.run().shape[:-1] == values[0].shape[:-1]
+        shapes = [part.shape for part in values]
+        return len(values) == 2 and shapes[0] == shapes[1] and bool(call.run().shape[:-1] == shapes[0][:-1])
     return False
 
 
@@ -184,20 +185,19 @@ def _merged_otherwise(value: str) -> Callable[[Call], Any]:
 
 
 def _around_norms(rewrite: Callable[[frozenset[Site], list[str]], Rewrite]) -> Tries:
-    """Residual sums of modules that normalise before; each beside the normalisations of its module."""
+    """Residual sums of what follows a normalisation, each with that normalisation."""
 
     def tries(subject: Subject) -> Iterator[Try]:
-        norms: dict[str, list[str]] = {}
-        for name, module in subject.module.named_modules():
-            if name and _is_norm(module):
-                norms.setdefault(name.rpartition(".")[0], []).append(name)
-        sums = [
-            site
-            for site, call in subject.calls.items()
-            if site.function == "add" and site.module in norms and _is_residual(call)
-        ]
-        for name, group in places(sums):
-            inside = [norm for module in {site.module for site in group} for norm in norms[module]]
+        norms = {name for name, module in subject.module.named_modules() if name and _is_norm(module)}
+        before: dict[str, str] = {}
+        sums: dict[Site, str] = {}
+        for site, call in subject.calls.items():
+            if site.module in norms:
+                before[site.module.rpartition(".")[0]] = site.module
+            elif site.function == "add" and site.module in before and _is_residual(call):
+                sums[site] = before.pop(site.module)
+        for name, group in places(list(sums)):
+            inside = [sums[site] for site in group]
             yield Try(
                 subject.where(group, name),
                 lambda _, group=group, inside=inside: rewrite(group, inside),  # type: ignore[misc]
@@ -232,35 +232,24 @@ def _from_normed(sums: frozenset[Site], norms: list[str]) -> Rewrite:
 
 
 def _after_sum(sums: frozenset[Site], norms: list[str]) -> Rewrite:
-    """`norm(x + f(x))`; a normalisation that is not before one of the sums stays where it is."""
-
-    def act_of(last: list[Any]) -> Callable[[Call], Any]:
-        def act(call: Call) -> Any:
-            if last and (call["input"] is last[0] or call["other"] is last[0]):
-                skipped.add(last[1])
-                return last[2](call.run())
-            return call.run()
-
-        return act
-
-    skipped: set[str] = set()
+    """`norm(x + f(x))`."""
     last: list[Any] = []
 
-    def moved(module: nn.Module, name: str) -> None:
+    def act(call: Call) -> Any:
+        if last and (call["input"] is last[0] or call["other"] is last[0]):
+            return last[1](call.run())
+        return call.run()
+
+    def move(module: nn.Module) -> None:
         normalise = module.forward
 
         def forward(values: Tensor) -> Tensor:
-            last[:] = [values, name, normalise]
+            last[:] = [values, normalise]
             return values
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
-    def move(reference: Any) -> Any:
-        for name in norms:
-            reference = changed([name], lambda module, name=name: moved(module, name))(reference)  # type: ignore[misc]
-        return reference
-
-    return chained(move, edited(Edit(sums, act_of(last))))
+    return chained(changed(norms, move), edited(Edit(sums, act)))
 
 
 def _unused(module: nn.Module, _: Any) -> None:
@@ -386,7 +375,6 @@ MISTAKES: tuple[Mistake, ...] = (
                 "jnp.where(padding[:, None, None, :], -jnp.inf, scores)",
                 "jnp.where(padding[:, None, None, :], scores, -jnp.inf)",
             ),
-            Diff("decoder", "jnp.where(causal, scores, -jnp.inf)", "jnp.where(causal, -jnp.inf, scores)"),
         ),
         ("torch: nn.MultiheadAttention, key_padding_mask", "flax: dot_product_attention"),
         at(masks, remasked(lambda mask, _: ~mask)),
@@ -414,21 +402,16 @@ MISTAKES: tuple[Mistake, ...] = (
         "causal-mask-shifted",
         "the causal mask of {place} is shifted by {value} in the port",
         "`tril(k=1)` lets every position see the next one, which is the answer; `k=-1` keeps it from seeing itself, "
-        "and leaves the first row nothing to attend to.",
+        "leaves the first row nothing to attend to, and makes everything NaN.",
         (
             Diff(
                 "decoder",
                 "jnp.tril(jnp.ones((length, length), bool))",
                 "jnp.tril(jnp.ones((length, length), bool), k=1)",
             ),
-            Diff(
-                "decoder",
-                "jnp.tril(jnp.ones((length, length), bool))",
-                "jnp.tril(jnp.ones((length, length), bool), k=-1)",
-            ),
         ),
         ("numpy: tril",),
-        at(_causal, remasked(_shifted_diagonal), (1, -1, 2)),
+        at(_causal, remasked(_shifted_diagonal), (1, 2)),
     ),
     Mistake(
         "F105",
@@ -453,7 +436,7 @@ MISTAKES: tuple[Mistake, ...] = (
             Diff(
                 "decoder",
                 "causal = jnp.tril(jnp.ones((length, length), bool))",
-                "causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.triu(jnp.ones((length, length), bool), k=-3)",
+                "causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.tri(length, k=2).T.astype(bool)",
             ),
         ),
         ("maxtext#3112", "maxtext#3832"),

@@ -32,6 +32,16 @@ def _clips(
     return tries
 
 
+def _limits(subject: Subject) -> Iterator[Try]:
+    """Other limits: usual ones, and those near the reference's."""
+    own = clip_of(subject.reference)
+    if own is not None:
+        values = (own.limit / 2, own.limit * 2, 1.0, 0.1, 0.5, 5.0, 0.01)
+        yield from _clips(
+            lambda clip, value: _by(replace(clip, limit=value)), values, "log", was=lambda clip: clip.limit
+        )(subject)
+
+
 def _scales(subject: Subject, clip: Clip) -> bool:
     return clip.kind in ("norm", "maximum")
 
@@ -132,12 +142,7 @@ MISTAKES = (
             Diff("rnn", "optax.clip(0.02),", "optax.clip(0.01),"),
         ),
         ("optax documentation: clip_by_global_norm",),
-        _clips(
-            lambda clip, value: _by(replace(clip, limit=value)),
-            (1.0, 0.1, 0.5, 5.0),
-            "log",
-            was=lambda clip: clip.limit,
-        ),
+        _limits,
     ),
     Mistake(
         "O039",
@@ -185,11 +190,6 @@ MISTAKES = (
         (
             Diff("transformer", _FACTOR, "        factor = limit / (optax.global_norm(updates) + 1e-6)"),
             Diff("decoder", _FACTOR, "        factor = limit / (optax.global_norm(updates) + 1e-6)"),
-            Diff(
-                "convnet",
-                "factor = jnp.minimum(1.0, limit / (largest + 1e-6))",
-                "factor = limit / (largest + 1e-6)",
-            ),
         ),
         ("optax documentation: normalize_by_update_norm",),
         _clips(lambda clip, _: _by(clip, always=True), when=_scales),

@@ -184,7 +184,7 @@ MISTAKES = (
         calls(
             f"{MAX_POOLS} {AVERAGE_POOLS}",
             lambda call, _: _another_pool(call),
-            ("the other one",),
+            ("the largest", "the mean"),
             was=lambda call: "the largest" if call.site.function.startswith("max") else "the mean",
         ),
     ),

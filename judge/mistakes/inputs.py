@@ -29,15 +29,6 @@ def _entries(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, 
     """An entry of the batch is another one: for the whole program, or for the network alone."""
 
     def tries(subject: Subject) -> Iterator[Try]:
-        for name, array in subject.reference.batches[0].items():
-            if when(torch.from_numpy(array)):
-                yield Try(
-                    f"the batch's {name}",
-                    lambda value, name=name: _batch_changed(name, lambda entry: change(entry, value)),  # type: ignore[misc]
-                    values,
-                    **fit,
-                )
-
         def into_network(value: Any) -> Rewrite:
             def given(module: nn.Module, arguments: Any, named: Any) -> Any:
                 def other(entry: Any) -> Any:
@@ -49,6 +40,14 @@ def _entries(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, 
 
         if any(when(torch.from_numpy(array)) for array in subject.reference.batches[0].values()):
             yield Try("what the network is given", into_network, values, **fit)
+        for name, array in subject.reference.batches[0].items():
+            if when(torch.from_numpy(array)):
+                yield Try(
+                    f"the batch's {name}",
+                    lambda value, name=name: _batch_changed(name, lambda entry: change(entry, value)),  # type: ignore[misc]
+                    values,
+                    **fit,
+                )
 
     return tries
 
@@ -124,12 +123,12 @@ def _shifted_ids(call: Call, value: int) -> Any:
     return call.run(input=torch.where(ids < 0, ids + size, ids.clamp(max=size - 1)))
 
 
-def _shifted_labels(call: Call, value: int) -> Any:
+def _shifted_labels(call: Call, value: str) -> Any:
     """`one_hot` of what is no class is a row of zeros; a class that is looked up counts from the end."""
     logits, labels = call["input"], call["target"]
-    count, step = logits.shape[1], 1 if value > 0 else -1
-    shifted = labels + step
-    if abs(value) == 1:
+    count = logits.shape[1]
+    shifted = labels + int(value[:2])
+    if len(value) == 2:
         return call.run(target=shifted % count)
     targets = torch.nn.functional.one_hot(shifted.clamp(0, count - 1), count).to(logits.dtype)
     known = ((shifted >= 0) & (shifted < count)).to(logits.dtype)
@@ -195,6 +194,20 @@ def _draws(change: Callable[[Tensor, Any], Tensor], values: tuple[Any, ...], **f
             yield Try(place, rewrite, values, size=len(group), **fit)
 
     return tries
+
+
+def _seeds(subject: Subject) -> Iterator[Try]:
+    draw = subject.reference.init
+    if draw is None:
+        return
+
+    def rewrite(value: str) -> Rewrite:
+        def init(seed: int) -> nn.Module:
+            return draw(0 if value == "seed 0" else seed + int(value[-2:]))
+
+        return lambda reference: replace(reference, init=init)
+
+    yield Try("the initial draw", rewrite, ("seed 0", "seed +1", "seed -1"))
 
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -319,7 +332,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "D008",
         "classes-shifted",
-        "the classes that {place} is given are shifted by {value} in the port (2: and those past the end have none)",
+        "the classes that {place} is given are shifted by {value} in the port",
         "Files count classes from 1, some have a background as class 0. `one_hot` of what is no class is a row of "
         "zeros, and the loss of such an example nothing, or what smoothing leaves.",
         (
@@ -331,7 +344,12 @@ MISTAKES: tuple[Mistake, ...] = (
             Diff("mlp", 'jax.nn.one_hot(batch["labels"], CLASSES', 'jax.nn.one_hot(batch["labels"] - 1, CLASSES'),
         ),
         ("jax: nn.one_hot",),
-        calls("cross_entropy", _shifted_labels, (-1, 1, -2, 2), when=_has_classes),
+        calls(
+            "cross_entropy",
+            _shifted_labels,
+            ("-1", "+1", "-1 (those outside have none)", "+1 (those outside have none)"),
+            when=_has_classes,
+        ),
     ),
     Mistake(
         "D009",
@@ -504,22 +522,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "A seed that is used for data first, or added to a rank, draws other numbers of the right distribution.",
         (Diff("", "params = init(seed)", "params = init(seed + 1)"),),
         ("torch: manual_seed",),
-        lambda subject: (
-            [
-                Try(
-                    "the initial draw",
-                    lambda value: (
-                        lambda reference: replace(
-                            reference,
-                            init=lambda seed: reference.init(0 if value == "seed 0" else seed + int(value[-2:])),
-                        )
-                    ),
-                    ("seed 0", "seed +1", "seed -1"),
-                )
-            ]
-            if subject.reference.init
-            else []
-        ),
+        _seeds,
     ),
     Mistake(
         "D020",

@@ -29,7 +29,7 @@ class _Rounded(torch.autograd.Function):
 
 def _narrow_product(call: Call, name: str) -> Any:
     def rounded(values: Tensor) -> Tensor:
-        result: Tensor = _Rounded.apply(values, BITS[name])  # type: ignore[no-untyped-call]
+        result: Tensor = _Rounded.apply(values, BITS[name])
         return result
 
     operands = ("input", "other") if call.site.function == "matmul" else ("input", "weight")

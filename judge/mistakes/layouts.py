@@ -520,7 +520,7 @@ MISTAKES: tuple[Mistake, ...] = (
         ("python: sorted",),
         renamed(
             lambda subject: (one for order in (lambda names: names[::-1], sorted) for one in reordered(subject, order))
-        ),  # type: ignore[misc]
+        ),
     ),
     Mistake(
         "L013",
@@ -539,7 +539,6 @@ MISTAKES: tuple[Mistake, ...] = (
                 "query, key, value = jnp.moveaxis(packed, 2, 0)",
                 "value, key, query = jnp.moveaxis(packed, 2, 0)",
             ),
-            Diff("decoder", "first, second = jnp.split(x, 2, axis=-1)", "second, first = jnp.split(x, 2, axis=-1)"),
         ),
         ("torch: nn.MultiheadAttention, in_proj_weight", "torch: nn.GLU"),
         several(*(at(_parts(count, recurrent=False), _in_order, _orders(count)) for count in (2, 3))),

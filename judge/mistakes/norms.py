@@ -20,9 +20,7 @@ def epsilon_of(call: Call) -> float:
     return torch.finfo(call["input"].dtype).eps if call.site.function == "rms_norm" else 1e-5
 
 
-def normalized(
-    call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, ...] = (), centre: bool = True
-) -> Tensor:
+def normalized(call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, ...] = (), centre: bool = True) -> Any:
     """What a normalization returns that multiplies by another factor of the variance, or reduces over other axes."""
     x, shape = call["input"], call["input"].shape
     affine: tuple[int, ...] = ()
@@ -73,10 +71,12 @@ def _plus_one(call: Call, value: float) -> Any:
     return call.run(**{name: call[name] + value})
 
 
-def _per_pixel(call: Call) -> Any:
-    last = call["input"].movedim(1, -1)
-    flat = call.run(input=last.reshape(-1, last.shape[-1]))
-    return flat.reshape(last.shape).movedim(-1, 1)
+def _over_less(call: Call, part: str) -> Any:
+    """Groups of channels that are normalized in each pixel, or each row of pixels, by itself."""
+    axis = {"pixel": -1, "row": -2}[part]
+    last = call["input"].movedim(1, axis)
+    alone = call.run(input=last.reshape(-1, *last.shape[axis:]))
+    return alone.reshape(last.shape).movedim(axis, 1)
 
 
 def _corrected(call: Call, correction: int) -> Any:
@@ -88,13 +88,13 @@ def _correction(call: Call) -> int:
     return int(call["correction"]) if call["correction"] is not None else int(call["unbiased"] is not False)
 
 
-def _added_to_norm(call: Call, epsilon: float) -> Tensor:
+def _added_to_norm(call: Call, epsilon: float) -> Any:
     dim = 1 if call["dim"] is None else call["dim"]
     x: Tensor = call["input"]
     return x / (x.norm(dim=dim, keepdim=True) + epsilon)
 
 
-def _added_in_root(call: Call, epsilon: float) -> Tensor:
+def _added_in_root(call: Call, epsilon: float) -> Any:
     dim = 1 if call["dim"] is None else call["dim"]
     x: Tensor = call["input"]
     return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + epsilon)
@@ -205,13 +205,16 @@ MISTAKES = (
     ),
     Mistake(
         "F007",
-        "group-norm-per-pixel",
-        "{place} normalizes every pixel by itself, the reference takes a group's channels over the whole image",
+        "group-norm-over-less",
+        "{place} normalizes every {value} by itself, the reference a group's channels over the whole image",
         "A normalization written for channels-last arrays that reduces over the last axis alone is a layer "
         "normalization of each pixel. Shapes, parameters and the size of the outputs stay as they are.",
-        (Diff("unet", "nn.GroupNorm(GROUPS,", "nn.GroupNorm(GROUPS, reduction_axes=(-1,),"),),
+        (
+            Diff("", "nn.GroupNorm(4)(x)", "nn.GroupNorm(4, reduction_axes=(-1,))(x)"),
+            Diff("unet", "nn.GroupNorm(GROUPS,", "nn.GroupNorm(GROUPS, reduction_axes=(-2, -1),"),
+        ),
         ("flax: GroupNorm, reduction_axes", "torch: GroupNorm"),
-        calls("group_norm", lambda call, _: _per_pixel(call), when=lambda call: call["input"].ndim > 2),
+        calls("group_norm", _over_less, ("pixel", "row"), when=lambda call: call["input"].ndim > 2),
     ),
     Mistake(
         "F008",

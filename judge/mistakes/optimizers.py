@@ -217,6 +217,9 @@ def _not_updated(subject: Subject) -> Iterator[Try]:
             sets[place] = frozenset(one for one in names if f"{one}.".startswith(f"{place}."))
     for kind in KINDS:
         sets[f"all {kind}"] = frozenset(name for name in names if kind_of(subject.module, name) == kind)
+    for name in names:
+        kind = type(subject.module.get_submodule(name.rpartition(".")[0])).__name__
+        sets[f"every {kind}"] = sets.get(f"every {kind}", frozenset()) | {name}
     for place, held in list(sets.items()):
         sets[f"all but {place}"] = frozenset(names) - held
     told: set[frozenset[str]] = {frozenset()}
@@ -444,6 +447,18 @@ MISTAKES = (
             ),
             Diff("transformer", 're.search("norm|bias",', 're.search("norm|bias|tokens|positions",'),
             Diff("decoder", 'path[-1] == "kernel", params', 'path[-1] == "kernel" and path[0] != "lm_head", params'),
+            Diff("convnet", "lambda leaf: leaf.ndim > 1, params", "lambda leaf: leaf.ndim == 4, params"),
+        ),
+        ("HF#12087", "torch documentation: SGD, weight_decay"),
+        _masked(False),
+    ),
+    Mistake(
+        "O006",
+        "decay-mask-flipped",
+        "the parameters that decay and those that do not are swapped",
+        "A mask says what decays in optax, and in other code what is exempt. The loss still falls; after a zero "
+        "gradient biases and norms have moved, kernels have not.",
+        (
             Diff(
                 "transformer",
                 'lambda path, _: not re.search("norm|bias", "/".join(map(str, path)))',

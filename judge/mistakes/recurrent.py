@@ -70,12 +70,17 @@ def _update_inverted(x: Tensor, state: Any, *weights: Any) -> tuple[Tensor, ...]
     return (state[0] + update * (candidate - state[0]),)
 
 
+def _is_padded(call: Call) -> bool:
+    """Whether it is a call on padded sequences: input, state, weights, has_biases, …, bidirectional, batch_first."""
+    return call.positional == 9 and isinstance(call["3"], bool)
+
+
 def _layers_of(function: str, cell: Callable[..., Any], states: int) -> Tries:
     network = recurrent(cell, states)
     return calls(
         function,
         lambda call, _: network(*call.arguments.values()),
-        when=lambda call: call.positional == 9 and call["8"] is not None,
+        when=_is_padded,
     )
 
 
@@ -253,7 +258,7 @@ MISTAKES = (
     ),
     Mistake(
         "F091",
-        "sequence-reversed",
+        "recurrence-reversed",
         "{place} goes from the last step to the first",
         "reverse=True, go_backwards=True, or a direction of a bidirectional layer that is not turned back: a sequence "
         "read backwards has the same shape, and short ones begin with their padding.",
@@ -262,7 +267,7 @@ MISTAKES = (
         calls(
             "lstm gru rnn_tanh",
             lambda call, _: _reversed(call),
-            when=lambda call: call.positional == 9 and not call["7"],
+            when=lambda call: _is_padded(call) and not call["7"],
         ),
     ),
 )

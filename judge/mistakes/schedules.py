@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from ..reference.program import Reference
 from ..reference.rewrite import Rewrite
-from .mistake import Diff, Mistake, Scale, Subject, Tries, Try, program
+from .mistake import Diff, Mistake, Scale, Subject, Tries, Try, program, several
 from .rules import Rates, Stepped, arguments, rates_of, rebuilt, tabled
 
 PERIODS = ("step_size", "T_max", "total_iters", "T_0")
@@ -48,6 +48,22 @@ def _constant(subject: Subject) -> Iterator[Try]:
 
 def _shifted(value: int) -> Rewrite:
     return tabled(lambda own: [own[min(max(at + value, 0), len(own) - 1)] for at in range(len(own))])
+
+
+def _ahead(reference: Reference, value: int) -> Reference:
+    """The schedule of the momentum is ahead, too."""
+    make = reference.scheduler
+    assert make is not None
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> Any:
+        own = make(optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(value):
+                own.step()
+        return own
+
+    return replace(reference, scheduler=scheduler)
 
 
 def _peak(rates: Rates) -> int:
@@ -131,8 +147,8 @@ def _is(kind: type) -> Callable[[Subject], bool]:
 
 
 def _linear(own: Rates) -> Rates:
-    """From the first rate to the least one in a straight line, instead of half a cosine."""
-    least = min(range(len(own)), key=lambda at: own[at][0])
+    """From the first rate to where it rises again in a straight line, instead of half a cosine."""
+    least = next((at for at in range(1, len(own) - 1) if own[at + 1][0] > own[at][0]), len(own) - 1)
     return [
         [first + (last - first) * min(1.0, at / least) for first, last in zip(own[0], own[least], strict=True)]
         for at in range(len(own))
@@ -220,11 +236,19 @@ MISTAKES = (
                 "optax.scale_by_learning_rate(lambda step: learning_rate(step + 1))",
             ),
             Diff("regression", "jnp.minimum(step / 3.0, 1.0)", "jnp.minimum((step + 1) / 3.0, 1.0)"),
+            Diff(
+                "decoder",
+                "learning_rate=one_cycle(3e-3 / 25, 3e-3, 3e-3 / 25 / 1e4)",
+                "learning_rate=lambda step: one_cycle(3e-3 / 25, 3e-3, 3e-3 / 25 / 1e4)(step + 1)",
+            ),
             Diff("decoder", "rising = between(start, peak, step /", "rising = between(start, peak, (step + 1) /"),
         ),
         ("optax documentation: scale_by_schedule", "linhaowei1/NLPDL-2025Fall#13"),
-        program(
-            lambda reference, value: _shifted(value)(reference), (1, -1, 2, -2), place="the schedule", when=_changes
+        several(
+            program(
+                lambda reference, value: _shifted(value)(reference), (1, -1, 2, -2), place="the schedule", when=_changes
+            ),
+            program(_ahead, (1, 2), place="the schedule", when=_is(lr_scheduler.OneCycleLR)),
         ),
     ),
     Mistake(

@@ -23,26 +23,26 @@ def _momentum(call: Call) -> float:
     return 0.1 if call["momentum"] is None else float(call["momentum"])
 
 
-def _remembered(call: Call, factor: float = 1.0, shift: float = 0.0, biased: bool = False) -> Any:
+def _remembered(call: Call, shift: float = 0.0, biased: bool = False) -> Any:
     """A training call that remembers another variance."""
     if not call["training"]:
         return call.run()
-    x, running = call["input"].detach(), call["running_var"]
-    before = running.clone()
-    result = call.run()
+    x, mean, variance = call["input"].detach(), call["running_mean"], call["running_var"]
+    # The graph keeps the running statistics that the call is given.
+    moved = {"running_mean": mean.clone(), "running_var": variance.clone()}
+    result = call.run(**moved)
+    mean.copy_(moved["running_mean"])
     if biased:
-        variance = x.var((0, *range(2, x.ndim)), correction=0)
-        running.copy_(before + _momentum(call) * (variance - before))
+        variance.lerp_(x.var((0, *range(2, x.ndim)), correction=0), _momentum(call))
     else:
-        running.copy_(running + _momentum(call) * shift)
+        variance.copy_(moved["running_var"] + _momentum(call) * shift)
     return result
 
 
-def _by_batch(call: Call) -> Tensor:
+def _by_batch(call: Call) -> Any:
     """Evaluation by the batch's own statistics."""
     if call["training"]:
-        result: Tensor = call.run()
-        return result
+        return call.run()
     x = call["input"]
     axes, shape = (0, *range(2, x.ndim)), (1, -1, *(1 for _ in x.shape[2:]))
     mean = x.mean(axes, keepdim=True)

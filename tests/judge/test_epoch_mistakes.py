@@ -14,7 +14,9 @@ from judge.reference.program import Reference
 
 RNG = np.random.default_rng(0)
 SIZES = (4, 4, 2)
-BATCHES = [{"x": RNG.normal(size=(size, 3)).astype(np.float32), "y": RNG.integers(2, size=size)} for size in SIZES]
+BATCHES: list[dict[str, Any]] = [
+    {"x": RNG.normal(size=(size, 3)).astype(np.float32), "y": RNG.integers(2, size=size)} for size in SIZES
+]
 
 
 def module() -> nn.Module:
