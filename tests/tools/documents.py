@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("judging", "porting"))]
 
 MISTAKES = {
-    "gelu": ("approximate=False", "approximate=True"),
+    "gelu": (", approximate=False", ""),
     "epsilon": ("variance + 1e-5", "variance + 1e-6"),
     "decay": (", mask=decays", ""),
     "clipping": ("    clip_by_global_norm(LIMIT),", "    optax.clip_by_global_norm(LIMIT),"),
