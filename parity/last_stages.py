@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .cases import Answer
-from .errors import PortError
-from .reference.asked import Sitting
-from .reference.whole_runs import Source, Start, WholeRuns
-from .verdict.comparison import Asked, Comparison, Curves, Measured, broken, compare, measured
-from .verdict.trends import MOST_MOVED, MOVED, SEEDS, Drift, Metrics, distances, equivalence, forced, metrics
+from parity.cases import Answer
+from parity.errors import PortError
+from parity.reference.asked import Sitting
+from parity.reference.whole_runs import Source, Start, WholeRuns
+from parity.verdict.comparison import Asked, Comparison, Curves, Measured, broken, compare, measured
+from parity.verdict.trends import MOST_MOVED, MOVED, SEEDS, Drift, Metrics, distances, equivalence, forced, metrics
 
 LAST = ("trajectory", "trends")
 

@@ -19,6 +19,8 @@ ALLOWED = {
     "fmnist_torch": {"fmnist", "torch"},
     "fmnist_torch.reference": {"fmnist", "parity", "torch"},
     "fmnist_jax": {"fmnist", "flax", "jax", "optax"},
+    "fmnist_jax.earlier": {"fmnist", "parity", "flax", "jax", "optax"},
+    "parity": {"torch", "jax", "optax"},
     "fmnist_jax.port": {"fmnist", "parity", "flax", "jax", "optax"},
     "benchmarks": {"fmnist", "fmnist_jax", "fmnist_torch", "flax", "jax", "torch", "torchvision"},
 }

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference.rewrite import Call, Edit, Rewrite, Site, chained, edited, places
-from .layouts import tied_calls
-from .mistake import Diff, Mistake, Subject, Tries, Try, argument, at, calls, changed, modules
-from .scores import attending, blocked, is_causal, masks, products, remasked, scores, softmaxes
+from parity.mistakes.layouts import tied_calls
+from parity.mistakes.mistake import Diff, Mistake, Subject, Tries, Try, argument, at, calls, changed, modules
+from parity.mistakes.scores import attending, blocked, is_causal, masks, products, remasked, scores, softmaxes
+from parity.reference.rewrite import Call, Edit, Rewrite, Site, chained, edited, places
 
 CUTS = ("chunk", "split", "tensor_split")
 

@@ -34,8 +34,8 @@ LETTERS = {
     "outputs": "LDFT",
     "loss": "CFTLD",
     "gradients": "CFTL",
-    "step": "OC",
-    "steps": "OC",
+    "step": "OCT",
+    "steps": "OCT",
     "state": "TO",
     "epoch": "EO",
     "evaluate": "EC",
@@ -103,7 +103,9 @@ class Search:
             other = actual.get(quantity)
             if other is None or other.shape != values.shape:
                 return None
-            signs = np.sign(np.nan_to_num(np.subtract(other, values, dtype=np.float64)))
+            difference = np.subtract(other, values, dtype=np.float64)
+            # A hypothesis that yields no numbers is infinitely far, not near.
+            signs = np.where(np.isnan(difference), 1.0, np.sign(difference))
             parts.append((ratios(values, allowed[quantity], other) * signs).ravel())
         vector = np.concatenate(parts) if parts else np.zeros(0)
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.

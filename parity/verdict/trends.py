@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..cases import Answer, Array, Case, Tensors
-from .comparison import Comparison, Measured
+from parity.cases import Answer, Array, Case, Tensors
+from parity.verdict.comparison import Comparison, Measured
 
 MOVED, MOST_MOVED = 4, 16
 """Runs that start one ulp away: how far rounding drives a program apart is seen from them. More where they say "too

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from judge.cases import Case
-from judge.reference.dropout import Kept, Off
-from judge.reference.noise import EXACTLY, Number, Rounding, _hashed
-from judge.reference.program import Reference, answer
-from judge.reference.rounding import Wide, held, wide
+from parity.cases import Case
+from parity.reference.dropout import Kept, Off
+from parity.reference.noise import EXACTLY, Number, Rounding, _hashed
+from parity.reference.program import Reference, answer
+from parity.reference.rounding import Wide, held, wide
 
 
 def value(function: Any, *tensors: Tensor, rounding: Rounding = EXACTLY) -> Tensor:

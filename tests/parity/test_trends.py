@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from judge import Reference
-from judge.cases import Case
-from judge.errors import PortError
-from judge.exam import judge
-from judge.reference.program import WholeRun
-from judge.reference.whole_runs import one_ulp_away
-from judge.verdict.comparison import Comparison, Measured
-from judge.verdict.pictures import pictures
-from judge.verdict.trends import SLACK, Drift, equivalence, interval
+from parity import Reference
+from parity.cases import Case
+from parity.errors import PortError
+from parity.exam import judge
+from parity.reference.program import WholeRun
+from parity.reference.whole_runs import one_ulp_away
+from parity.verdict.comparison import Comparison, Measured
+from parity.verdict.pictures import pictures
+from parity.verdict.trends import SLACK, Drift, equivalence, interval
 
 EPOCHS, MARGIN, RATE = 4, 0.001, 0.05
 RANDOM = np.random.default_rng(0)
