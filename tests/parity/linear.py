@@ -83,7 +83,7 @@ def cases(dtype: Any = np.float32) -> Iterator[Case]:
     """One case for each call."""
     for call in get_args(Call):
         start = {} if call == "init" else state(dtype)
-        whole = {"test_batches": batches(dtype), "epochs": 2} if call == "whole_run" else {}
+        whole: Any = {"test_batches": batches(dtype), "epochs": 2} if call == "whole_run" else {}
         yield Case("as given", call, start, batches(dtype), seed=3, **whole)
 
 

@@ -158,7 +158,8 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.gru(self.rnn(self.embedding(tokens))[0])[0]
-        return self.head(self.drop(functional.dropout(hidden, 0.5, self.training)))
+        logits: Tensor = self.head(self.drop(functional.dropout(hidden, 0.5, self.training)))
+        return logits
 
 
 def reference() -> Reference:
