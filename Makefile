@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults lessons bench test lint crash
+.PHONY: train parity faults lessons bench docs test lint crash
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -16,6 +16,10 @@ faults: $(INSTALLED)
 
 lessons: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.lessons --output runs/lessons --overwrite
+
+docs: $(INSTALLED)
+	$(BIN)/python -m parity mistakes --markdown > docs/mistakes.md
+	$(BIN)/python -m tests.tools.documents
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -55,7 +55,7 @@ def document(mistakes: Sequence[Mistake]) -> str:
         "# Mistakes",
         "",
         f"{len(mistakes)} mistakes that people make when they port a PyTorch program to JAX, by where they first show.",
-        f"`python -m parity` names {named} of them with their place and value, and catches the others.",
+        f"`python -m parity` looks for {named} of them by experiments on the reference; the others are not yet named.",
         "`python -m parity explain CODE` prints one. This page is written by `make docs` from the catalogue.",
         "",
     ]

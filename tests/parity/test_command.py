@@ -231,7 +231,7 @@ def test_an_assertion_fails_with_the_report_and_without_the_way_there(folder: Pa
     assert_parity(reference, port, **settings)
     assert_parity(reference, "port.py", **settings)
     (folder / "wrong.py").write_text(linear.SOURCE.replace('+ state["fc.bias"]', ""))
-    with pytest.raises(AssertionError, match="error: outputs differ: logits"):
+    with pytest.raises(AssertionError, match=r"error(\[\w+\])?: outputs differ: logits"):
         assert_parity(reference, "wrong.py", **settings)
     (folder / "test_port.py").write_text(
         "import parity, reference\n"
@@ -243,3 +243,15 @@ def test_an_assertion_fails_with_the_report_and_without_the_way_there(folder: Pa
     assert process.returncode == 1
     assert "differs at outputs: outputs/logits in " in out
     assert "assertion.py" not in out
+
+
+def test_the_page_of_mistakes_is_that_of_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mistakes", "--markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "mistakes.md").read_text()
+
+
+def test_a_mistake_is_explained_by_its_code_or_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "F001"]) == 0
+    assert "layer-norm-epsilon" in capsys.readouterr().out
+    assert main(["explain", "layer-norm-epsilo"]) == 2
+    assert "did you mean layer-norm-epsilon?" in capsys.readouterr().err
