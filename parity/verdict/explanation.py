@@ -21,8 +21,8 @@ from parity.verdict.fitting import plain, shown, solve
 
 SECONDS = 60.0
 """After which the search stops, and says what it did not try."""
-FAR = 1e3
-"""A ratio that no rounding explains."""
+FAR = 4.0
+"""A ratio that the rewritten reference's own rounding does not make up for."""
 ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE = 2.0
@@ -106,7 +106,9 @@ class Search:
             difference = np.subtract(other, values, dtype=np.float64)
             # A hypothesis that yields no numbers is infinitely far, not near.
             signs = np.where(np.isnan(difference), 1.0, np.sign(difference))
-            parts.append((ratios(values, allowed[quantity], other) * signs).ravel())
+            # What is larger with a mistake in it, a sum in place of a mean, errs by more.
+            larger = max(1.0, _size(values) / (_size(question.expected[quantity]) or 1.0))
+            parts.append((ratios(values, allowed[quantity] * larger, other) * signs).ravel())
         vector = np.concatenate(parts) if parts else np.zeros(0)
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
         return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
@@ -117,7 +119,7 @@ class Search:
         for at, (question, actual) in enumerate(self.answered):
             left = self.left(rewrite, at)
             ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
-            if ratio > FAR:
+            if ratio > FAR or (ratio > 1 and time.monotonic() > self.deadline + SECONDS):
                 return None
             # Rounding may be larger in the rewritten reference than it is in the right one.
             again = sitting.ask(question.case) if ratio > 1 else None
@@ -246,6 +248,11 @@ def _attempts(mistake: Mistake, subject: Subject) -> Iterator[Try]:
             return
 
 
+def _size(values: Array) -> float:
+    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+
+
 def _cosine(one: Array, other: Array) -> float:
     length = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other) / length if length else 0.0
@@ -291,6 +298,8 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
     ):
         if any(one.mistake is candidate.mistake for one, _ in agreeing):
             continue
+        if time.monotonic() > search.deadline + SECONDS / 2 and agreeing:
+            break
         worst = search.agrees(candidate.rewrite)
         if worst is not None:
             agreeing.append((candidate, worst))
