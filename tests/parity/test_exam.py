@@ -13,7 +13,13 @@ from torch.nn import functional
 from parity import Reference, judge
 from parity.port.held import Held
 from parity.variations import Program, cases, integers, shake
+from parity.verdict import explanation
 from parity.verdict.comparison import FACTOR, ratios, tolerances
+
+
+@pytest.fixture(autouse=True)
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "SECONDS", 12.0)
 
 
 class Net(nn.Module):

@@ -35,7 +35,7 @@ def sitting(dataset: Dataset) -> Sitting:
 
 
 def test_the_command_agrees_and_leaves_a_report(dataset: Dataset, tmp_path: Path) -> None:
-    done = command("judge", "--quick", "--output", str(tmp_path / "report"))
+    done = command("parity", "--quick", "--output", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.match(r"agrees: .* 5 of 5 programs", done.stdout.splitlines()[-1])
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -47,7 +47,7 @@ def test_the_command_agrees_and_leaves_a_report(dataset: Dataset, tmp_path: Path
         assert ("trajectory" in stages) == (name == list(JUDGED)[-1])
         assert all(one["values"] > 0 for one in program["comparisons"])
     assert (tmp_path / "report" / "trajectory.png").read_bytes()[:4] == b"\x89PNG"
-    refused = command("judge", "--only", "load", "--output", str(tmp_path / "report"))
+    refused = command("parity", "--only", "load", "--output", str(tmp_path / "report"))
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr
 
@@ -57,7 +57,7 @@ def test_the_readme_s_port_of_the_earlier_interface_agrees_as_written(dataset: D
         r"```python\n(\"\"\"The post's network in plain JAX.*?)```", (ROOT / "README.md").read_text(), re.S
     )
     (tmp_path / "port.py").write_text(code)
-    done = command("judge", "--port", str(tmp_path / "port.py"), "--quick", "--data", "synthetic")
+    done = command("parity", "--port", str(tmp_path / "port.py"), "--quick", "--data", "synthetic")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "not judged: init: the port offers no init" in done.stdout
     assert "not judged: float64: the port computes in float32 only" in done.stdout
@@ -65,7 +65,7 @@ def test_the_readme_s_port_of_the_earlier_interface_agrees_as_written(dataset: D
 
 def test_a_module_of_neither_interface_is_told_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "port.py").write_text("def decode(images): return images\n")
-    done = command("judge", "--port", str(tmp_path / "port.py"))
+    done = command("parity", "--port", str(tmp_path / "port.py"))
     assert done.returncode == 2
     assert "lacks load_state_dict, and of the earlier interface start, tensors" in done.stderr
     assert "Traceback" not in done.stderr
@@ -75,7 +75,7 @@ def test_programs_that_the_port_has_not_are_named(tmp_path: Path) -> None:
     (tmp_path / "port.py").write_text(
         f"from fmnist_jax.port import port as all_of_them\nport = {{{FIRST!r}: all_of_them[{FIRST!r}]}}\n"
     )
-    done = command("judge", "fmnist_torch/reference.py", str(tmp_path / "port.py"))
+    done = command("parity", "fmnist_torch/reference.py", str(tmp_path / "port.py"))
     assert done.returncode == 2
     assert f"has {FIRST}, fmnist_torch/reference.py has {', '.join(JUDGED)}" in done.stderr
 
