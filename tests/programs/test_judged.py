@@ -52,11 +52,8 @@ def test_the_command_agrees_and_leaves_a_report(dataset: Dataset, tmp_path: Path
     assert "--overwrite" in refused.stderr
 
 
-def test_the_readme_s_port_of_the_earlier_interface_agrees_as_written(dataset: Dataset, tmp_path: Path) -> None:
-    (code,) = re.findall(
-        r"```python\n(\"\"\"The post's network in plain JAX.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
-    (tmp_path / "port.py").write_text(code)
+def test_a_port_of_the_earlier_interface_agrees(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "port.py").write_text((ROOT / "tests" / "programs" / "earlier_port.py").read_text())
     done = command("parity", "--port", str(tmp_path / "port.py"), "--quick", "--data", "synthetic")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "not judged: init: the port offers no init" in done.stdout
