@@ -36,10 +36,16 @@ def start(output: Path, framework: str, done: int) -> Any:
     if not done:
         shutil.rmtree(folder, ignore_errors=True)
         return SummaryWriter(str(folder / framework))
+
+    def go_on(curves: Path) -> Any:
+        # tensorboardX names a file by the second it is made in, and empties one of that name: the curves of a run just ended.
+        files = len(list(curves.glob("*")))
+        return SummaryWriter(str(curves), purge_step=done + 1, filename_suffix=f".{files:06d}")
+
     for other in folder.glob("*/"):
         if other.name != framework:
-            SummaryWriter(str(other), purge_step=done + 1).close()
-    return SummaryWriter(str(folder / framework), purge_step=done + 1)
+            go_on(other).close()
+    return go_on(folder / framework)
 
 
 def command(output: Path) -> str:

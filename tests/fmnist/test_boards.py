@@ -27,3 +27,12 @@ def test_without_tensorboardx_one_line_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UnavailableError, match="pip install"):
         boards.start(tmp_path, "jax", 0)
+
+
+def test_a_run_that_goes_on_within_the_same_second_keeps_the_curves_drawn_before(tmp_path: Path) -> None:
+    for done in range(4):
+        board = boards.start(tmp_path, "jax", done)
+        board.add_scalar("loss/train", 1.0, done + 1)
+        board.close()
+    boards.start(tmp_path, "torch", 4).close()
+    assert len(list((tmp_path / boards.FOLDER / "jax").iterdir())) == 5
