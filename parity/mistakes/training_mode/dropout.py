@@ -12,7 +12,8 @@ MISTAKES = (
         "dropout is on where it has to be off",
         "deterministic=False, or a default of it, in an evaluation. Two evaluations of one state differ, unless the "
         "key is fixed; then they agree with each other, and with nothing else. It is caught by the size of the "
-        "difference; which units are dropped is chance, so that it cannot be named yet.",
+        "difference; which units are dropped is chance, so that it takes a port that keeps everything and scales it "
+        "to be named.",
         (
             Diff(
                 "mlp",
@@ -36,6 +37,7 @@ MISTAKES = (
             ),
         ),
         ("flax: NNX, Module.train and Module.eval", "flax: Dropout, deterministic"),
+        calls("dropout", lambda call, _: call.run(training=True)),
     ),
     Mistake(
         "T015",
@@ -44,13 +46,27 @@ MISTAKES = (
         "The paper multiplies by the share that is kept in evaluation, all frameworks divide by it in training. Who "
         "writes dropout by hand after the paper, and loads a network trained the other way, scales every layer twice.",
         (
-            Diff("mlp", KEPT, "(lambda x: x * (1 - self.dropout))"),
-            Diff("transformer", f"dropout = {KEPT}", "dropout = (lambda x: x * (1 - self.dropout))"),
-            Diff("rnn", KEPT, "(lambda x: x * (1 - self.dropout))"),
-            Diff("regression", "nn.Dropout(self.dropout)(x, deterministic=deterministic)", "x * (1 - self.dropout)"),
+            Diff("mlp", KEPT, "(lambda x: x * (1 - self.dropout) if deterministic else x)"),
+            Diff(
+                "transformer",
+                f"dropout = {KEPT}",
+                "dropout = (lambda x: x * (1 - self.dropout) if deterministic else x)",
+            ),
+            Diff("rnn", KEPT, "(lambda x: x * (1 - self.dropout) if deterministic else x)"),
+            Diff(
+                "regression",
+                "nn.Dropout(self.dropout)(x, deterministic=deterministic)",
+                "x * (1 - self.dropout) if deterministic else x",
+            ),
         ),
         ("Srivastava et al. 2014, section 10", "torch: Dropout"),
-        calls("dropout", lambda call, value: call.run() * value, (0.9, 0.5, 0.8), "linear", lambda call: 1.0),
+        calls(
+            "dropout",
+            lambda call, value: call["input"] if call["training"] else call["input"] * value,
+            (0.9, 0.5, 0.8),
+            "linear",
+            lambda call: 1.0,
+        ),
     ),
     Mistake(
         "T016",
