@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parity.mistakes.attention.scores import _first, attending
+from parity.mistakes.attention.scores import attending, first_argument
 from parity.mistakes.mistake import Diff, Mistake, Subject
 from parity.mistakes.tries import at, calls
 from parity.reference.rewrite import Call, Site
@@ -16,7 +16,7 @@ def _is_real(values: Tensor) -> bool:
 
 
 def _repeated(call: Call) -> Any:
-    values, result = _first(call), call.run()
+    values, result = first_argument(call), call.run()
     times = [new // old for new, old in zip(result.shape, values.shape, strict=True)]
     if call.site.function == "repeat_interleave":
         return values.repeat(times)
@@ -25,7 +25,7 @@ def _repeated(call: Call) -> Any:
 
 
 def _repeats(call: Call) -> bool:
-    values, result = _first(call), call.run()
+    values, result = first_argument(call), call.run()
     if not isinstance(values, Tensor) or values.dim() != result.dim() or values.dim() < 3:
         return False
     grown = [at for at, (new, old) in enumerate(zip(result.shape, values.shape, strict=True)) if new != old]
@@ -36,7 +36,7 @@ def _merges(subject: Subject) -> Iterator[Site]:
     """Where heads are put together again: (…, heads, width) to (…, heads × width)."""
     inside = attending(subject)
     for site, call in subject.calls.items():
-        values = _first(call) if call.arguments else None
+        values = first_argument(call) if call.arguments else None
         if site.module not in inside or site.function not in ("reshape", "view", "flatten"):
             continue
         if isinstance(values, Tensor) and values.dim() == 4 and values.shape[2] > 1 and _is_real(values):
@@ -47,7 +47,7 @@ def _merges(subject: Subject) -> Iterator[Site]:
 
 def _merged_otherwise(value: str) -> Callable[[Call], Any]:
     def act(call: Call) -> Any:
-        values, shape = _first(call), call.run().shape
+        values, shape = first_argument(call), call.run().shape
         if value == "width before heads":
             return values.transpose(2, 3).reshape(shape)
         if value == "heads before positions":

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from parity.mistakes.attention.scores import _first
+from parity.mistakes.attention.scores import first_argument
 from parity.mistakes.mistake import Diff, Mistake, Subject
 from parity.mistakes.tries import argument, at
 from parity.reference.rewrite import Call, Site
@@ -33,7 +33,7 @@ def _unturned(_: None) -> Callable[[Call], Any]:
 
 def _halves(call: Call) -> bool:
     """Whether a call is one of a rotation's in halves."""
-    values = _first(call)
+    values = first_argument(call)
     if call.site.function in CUTS:
         parts = call.run()
         shapes = [part.shape for part in parts]
@@ -57,7 +57,7 @@ def _pairwise(_: None) -> Callable[[Call], Any]:
     """Neighbours are turned together, where the reference turns the first half with the second."""
 
     def act(call: Call) -> Any:
-        values = _first(call)
+        values = first_argument(call)
         if call.site.function == "repeat":
             return values.repeat_interleave(2, -1)
         if call.site.function == "cat":
@@ -98,7 +98,7 @@ MISTAKES = (
         ("TransformerLens#910", "swiss-ai/Megatron-LM#85"),
         at(
             _turns,
-            lambda value: lambda call: call.function(_first(call) * value),
+            lambda value: lambda call: call.function(first_argument(call) * value),
             (0.5, 2.0, 0.25, 0.125, 4.0),
             "linear",
             1.0,

@@ -19,7 +19,7 @@ LOW = -1e3
 def softmaxes(subject: Subject) -> Iterator[tuple[Site, Call]]:
     """Softmaxes over scores `(…, queries, keys)`: those that a product comes before."""
     for site, call in subject.calls.items():
-        if site.function == "softmax" and _first(call).dim() >= 3 and _before(subject, site, PRODUCTS):
+        if site.function == "softmax" and first_argument(call).dim() >= 3 and _before(subject, site, PRODUCTS):
             yield site, call
 
 
@@ -29,7 +29,7 @@ def products(subject: Subject) -> Iterator[Site]:
         fitting = [
             one
             for one in _before(subject, site, PRODUCTS)
-            if subject.calls[one].run().shape == _first(call).shape  # of several, the last
+            if subject.calls[one].run().shape == first_argument(call).shape  # of several, the last
         ]
         yield from fitting[-1:]
 
@@ -39,7 +39,7 @@ def masks(subject: Subject) -> Iterator[Site]:
     for site, call in softmaxes(subject):
         for one in _before(subject, site, MASKING):
             masking = subject.calls[one]
-            if blocked(masking) is not None and masking.run().shape == _first(call).shape:
+            if blocked(masking) is not None and masking.run().shape == first_argument(call).shape:
                 yield one
 
 
@@ -131,5 +131,5 @@ def _before(subject: Subject, site: Site, functions: frozenset[str]) -> list[Sit
     return found
 
 
-def _first(call: Call) -> Any:
+def first_argument(call: Call) -> Any:
     return next(iter(call.arguments.values()))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from parity.mistakes.attention.scores import _first, products
+from parity.mistakes.attention.scores import first_argument, products
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
 from parity.mistakes.tries import argument
 from parity.reference.rewrite import Edit, edited, places
@@ -14,7 +14,7 @@ def _scales(subject: Subject) -> Iterator[Try]:
     found = list(products(subject))
     for name, group in places(found):
         one = subject.calls[next(site for site in found if site in group)]
-        width, heads = float(_first(one).shape[-1]), float(one.run().shape[1])
+        width, heads = float(first_argument(one).shape[-1]), float(one.run().shape[1])
         usual = (math.sqrt(width), 1 / math.sqrt(width), 1 / math.sqrt(heads), 1 / width, math.sqrt(heads), width)
         yield Try(
             subject.where(group, name),

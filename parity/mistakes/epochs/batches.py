@@ -14,16 +14,16 @@ def size_of(batch: TorchBatch) -> int:
     return next(len(tensor) for tensor in batch.values() if tensor.ndim)
 
 
-def _is_short(subject: Subject) -> bool:
+def has_short(subject: Subject) -> bool:
     sizes = [next(len(array) for array in batch.values() if array.ndim) for batch in subject.reference.batches]
     return sizes[-1] < sizes[0]
 
 
-def _full(given: Batches) -> Batches:
+def full_batches(given: Batches) -> Batches:
     return [batch for batch in given if size_of(batch) == size_of(given[0])]
 
 
-def _padded(given: Batches, value: str) -> Batches:
+def padded(given: Batches, value: str) -> Batches:
     """The last batch with examples added: zeros, its own again, or those of the first."""
     size, short = size_of(given[0]), size_of(given[-1])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from parity.mistakes.epochs.batches import FILLINGS, Batches, _full, _is_short, _padded, size_of
+from parity.mistakes.epochs.batches import FILLINGS, Batches, full_batches, has_short, padded, size_of
 from parity.mistakes.mistake import Diff, Mistake, Subject, Tries
 from parity.mistakes.tries import program
 from parity.reference.program import Reference
@@ -71,7 +71,7 @@ MISTAKES = (
             ),
         ),
         ("flax#262", "flax#877", "pytorch/xla#1052"),
-        _evaluated(_averaged, ("alike", "as many as its examples"), _is_short),
+        _evaluated(_averaged, ("alike", "as many as its examples"), has_short),
     ),
     Mistake(
         "E009",
@@ -95,7 +95,7 @@ MISTAKES = (
         "batches of 128 it is 16 of them that are never looked at.",
         (Diff("", "batches(test, drop_remainder=False)", "batches(test, drop_remainder=True)"),),
         ("flax documentation: full eval",),
-        _evaluated(lambda module, given, _, own: own(module, _full(given)), when=_is_short),
+        _evaluated(lambda module, given, _, own: own(module, full_batches(given)), when=has_short),
     ),
     Mistake(
         "E011",
@@ -104,7 +104,7 @@ MISTAKES = (
         "Batches that are padded to one shape for jit need a mask in every metric.",
         (Diff("", "correct = jnp.sum((predicted == labels) & mask)", "correct = jnp.sum(predicted == labels)"),),
         ("algoperf#924", "flax documentation: full eval"),
-        _evaluated(lambda module, given, value, own: own(module, _padded(given, value)), FILLINGS, _is_short),
+        _evaluated(lambda module, given, value, own: own(module, padded(given, value)), FILLINGS, has_short),
     ),
     Mistake(
         "E012",

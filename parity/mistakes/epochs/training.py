@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.mistakes.epochs.batches import FILLINGS, Batches, _full, _is_short, _padded
+from parity.mistakes.epochs.batches import FILLINGS, Batches, full_batches, has_short, padded
 from parity.mistakes.mistake import Diff, Mistake, Subject, Tries
 from parity.mistakes.optimizers.stepped import Stepped
 from parity.mistakes.tries import program
@@ -88,7 +88,7 @@ MISTAKES = (
         "of every epoch. Data sets of round numbers have none. Where losses are compared their number differs, too.",
         (Diff("", "steps = -(-len(images) // BATCH)", "steps = len(images) // BATCH"),),
         ("flax#262", "tensorflow documentation: Dataset.batch, drop_remainder"),
-        _trained(lambda module, optimizer, given, _, own: own(module, optimizer, _full(given)), when=_is_short),
+        _trained(lambda module, optimizer, given, _, own: own(module, optimizer, full_batches(given)), when=has_short),
     ),
     Mistake(
         "E002",
@@ -99,9 +99,9 @@ MISTAKES = (
         (Diff("", "loss = jnp.sum(losses * mask) / jnp.sum(mask)", "loss = jnp.mean(losses)"),),
         ("flax#262", "flax documentation: full eval"),
         _trained(
-            lambda module, optimizer, given, value, own: own(module, optimizer, _padded(given, value)),
+            lambda module, optimizer, given, value, own: own(module, optimizer, padded(given, value)),
             FILLINGS,
-            _is_short,
+            has_short,
         ),
     ),
     Mistake(

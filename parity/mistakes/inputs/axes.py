@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from parity.mistakes.inputs.entries import _entries, _is_images
+from parity.mistakes.inputs.entries import entry_as, is_images
 from parity.mistakes.mistake import Diff, Mistake
 
 
 def _is_colour(entry: Tensor) -> bool:
-    return _is_images(entry) and entry.shape[1] in (3, 4)
+    return is_images(entry) and entry.shape[1] in (3, 4)
 
 
 def _is_square(entry: Tensor) -> bool:
-    return _is_images(entry) and entry.shape[2] == entry.shape[3]
+    return is_images(entry) and entry.shape[2] == entry.shape[3]
 
 
 def _is_rows(entry: Tensor) -> bool:
@@ -28,7 +28,7 @@ MISTAKES = (
         "their shape.",
         (Diff("convnet", "jnp.transpose(images, (0, 2, 3, 1))", "jnp.transpose(images[:, ::-1], (0, 2, 3, 1))"),),
         ("DALI#2966", "opencv: imread"),
-        _entries(lambda entry, _: torch.cat([entry[:, :3].flip(1), entry[:, 3:]], 1), _is_colour),
+        entry_as(lambda entry, _: torch.cat([entry[:, :3].flip(1), entry[:, 3:]], 1), _is_colour),
     ),
     Mistake(
         "D005",
@@ -47,7 +47,7 @@ MISTAKES = (
             ),
         ),
         ("jax: numpy.transpose",),
-        _entries(lambda entry, _: entry.transpose(2, 3), _is_square),
+        entry_as(lambda entry, _: entry.transpose(2, 3), _is_square),
     ),
     Mistake(
         "D006",
@@ -61,8 +61,8 @@ MISTAKES = (
             ),
         ),
         ("numpy: flip",),
-        _entries(
-            lambda entry, value: entry.flip(2 if value == "upside down" else 3), _is_images, ("upside down", "mirrored")
+        entry_as(
+            lambda entry, value: entry.flip(2 if value == "upside down" else 3), is_images, ("upside down", "mirrored")
         ),
     ),
     Mistake(
@@ -79,6 +79,6 @@ MISTAKES = (
             ),
         ),
         ("tensorflow: image.crop_and_resize",),
-        _entries(lambda entry, _: entry.flip(1), _is_rows),
+        entry_as(lambda entry, _: entry.flip(1), _is_rows),
     ),
 )

@@ -15,7 +15,7 @@ from parity.reference.rewrite import Rewrite
 Change = Callable[[Tensor, Any], Tensor]
 
 
-def _entries(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, ...] = (None,), **fit: Any) -> Tries:
+def entry_as(change: Change, when: Callable[[Tensor], bool], values: tuple[Any, ...] = (None,), **fit: Any) -> Tries:
     """An entry of the batch is another one: for the whole program, or for the network alone."""
 
     def tries(subject: Subject) -> Iterator[Try]:
@@ -63,9 +63,9 @@ def _batch_changed(name: str, change: Callable[[Tensor], Tensor]) -> Rewrite:
     return rewrite
 
 
-def _is_images(entry: Tensor) -> bool:
+def is_images(entry: Tensor) -> bool:
     return entry.dtype.is_floating_point and entry.dim() == 4
 
 
-def _is_ids(entry: Tensor) -> bool:
+def is_ids(entry: Tensor) -> bool:
     return not entry.dtype.is_floating_point and entry.dtype != torch.bool and entry.dim() == 2

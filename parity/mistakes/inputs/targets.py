@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.mistakes.inputs.entries import _entries, _is_ids
+from parity.mistakes.inputs.entries import entry_as, is_ids
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.tries import calls
 from parity.reference.rewrite import Call
@@ -39,7 +39,7 @@ def _part_of(call: Call, index: int) -> Any:
 
 def _is_next_token(call: Call) -> bool:
     values, part = next(iter(call.arguments.values())), _part_of(call, 1)
-    return _is_ids(values) and isinstance(part, slice) and (part.start, part.stop) == (1, None)
+    return is_ids(values) and isinstance(part, slice) and (part.start, part.stop) == (1, None)
 
 
 def _own_token(call: Call) -> Any:
@@ -92,6 +92,6 @@ MISTAKES = (
             ),
         ),
         ("torch: binary_cross_entropy_with_logits",),
-        _entries(lambda entry, _: 1 - entry, _is_binary),
+        entry_as(lambda entry, _: 1 - entry, _is_binary),
     ),
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.mistakes.inputs.entries import _entries, _is_ids
+from parity.mistakes.inputs.entries import entry_as, is_ids
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.tries import calls, several
 from parity.reference.rewrite import Call
@@ -57,7 +57,7 @@ MISTAKES = (
         ),
         ("jax: lax.scan, reverse",),
         several(
-            _entries(lambda entry, _: entry.flip(1), _is_ids),
+            entry_as(lambda entry, _: entry.flip(1), is_ids),
             calls(
                 "embedding",
                 lambda call, _: call.run(input=call["input"].flip(-1)),
@@ -79,7 +79,7 @@ MISTAKES = (
             ),
         ),
         ("trl#469", "HF#18388", "HF#17479"),
-        _entries(_padded_left, _is_ids, (0, 1)),
+        entry_as(_padded_left, is_ids, (0, 1)),
     ),
     Mistake(
         "D021",

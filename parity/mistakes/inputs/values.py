@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from parity.mistakes.inputs.entries import _entries, _is_images
+from parity.mistakes.inputs.entries import entry_as, is_images
 from parity.mistakes.mistake import Diff, Mistake
 
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -45,7 +45,7 @@ MISTAKES = (
             ),
         ),
         ("HF#20430", "DALI#2966"),
-        _entries(lambda entry, value: entry * value, _is_real, (1 / 255, 2.0, 0.5, 255.0), fit="linear", was=1.0),
+        entry_as(lambda entry, value: entry * value, _is_real, (1 / 255, 2.0, 0.5, 255.0), fit="linear", was=1.0),
     ),
     Mistake(
         "D002",
@@ -59,7 +59,7 @@ MISTAKES = (
             Diff("mlp", "x = images.reshape(images.shape[0], -1)", "x = images.reshape(images.shape[0], -1) * 2 - 1"),
         ),
         ("HF#20430",),
-        _entries(lambda entry, _: entry * 2 - 1, _is_real),
+        entry_as(lambda entry, _: entry * 2 - 1, _is_real),
     ),
     Mistake(
         "D003",
@@ -81,7 +81,7 @@ MISTAKES = (
             ),
         ),
         ("algoperf#114", "torchvision: transforms.Normalize"),
-        _entries(_normalised, _is_images, tuple(STATISTICS)),
+        entry_as(_normalised, is_images, tuple(STATISTICS)),
     ),
     Mistake(
         "D022",

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from parity.cases import Array
-from parity.mistakes.layouts.misread import _tensors, given_to, kernels
+from parity.mistakes.layouts.misread import given_to, kernels, read_as
 from parity.mistakes.mistake import Diff, Mistake, Subject
 
 CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
@@ -75,7 +75,7 @@ MISTAKES = (
             ),
         ),
         ("flax: Migrating from PyTorch, fully connected layers",),
-        _tensors(
+        read_as(
             lambda subject: [name for name in _square(subject) if subject.state[name].ndim == 2], _swapped, _swapped
         ),
     ),
@@ -112,7 +112,7 @@ MISTAKES = (
             ),
         ),
         ("jax-ai-stack#208", "numpy: reshape"),
-        _tensors(kernels, _reshaped, _reshaped_back),
+        read_as(kernels, _reshaped, _reshaped_back),
     ),
     Mistake(
         "L006",
@@ -129,7 +129,7 @@ MISTAKES = (
             ),
         ),
         ("flax: Migrating from PyTorch, convolutions",),
-        _tensors(
+        read_as(
             lambda subject: [name for name in _square(subject) if subject.state[name].ndim > 2], _swapped, _swapped
         ),
     ),
@@ -149,7 +149,7 @@ MISTAKES = (
             Diff("unet", "weight.transpose(2, 3, 1, 0)}", "weight.T}"),
         ),
         ("numpy: ndarray.T", "flax: Migrating from PyTorch, convolutions"),
-        _tensors(_windows, _window_transposed, _window_transposed),
+        read_as(_windows, _window_transposed, _window_transposed),
     ),
     Mistake(
         "L008",
@@ -166,7 +166,7 @@ MISTAKES = (
             ),
         ),
         ("flax#1872", "flax#3137", "jax#11252", "flax: Migrating from PyTorch, transposed convolutions"),
-        _tensors(
+        read_as(
             lambda subject: given_to(subject, *TRANSPOSED.split()),
             _transposed_kernel,
             _transposed_kernel,
@@ -188,7 +188,7 @@ MISTAKES = (
             Diff("unet", "weight.transpose(2, 3, 1, 0)}", "weight.transpose(2, 3, 1, 0)[::-1, ::-1]}"),
         ),
         ("torch: nn.Conv2d, cross-correlation", "scipy: signal.convolve"),
-        _tensors(
+        read_as(
             lambda subject: [name for name in given_to(subject, *CONVOLUTIONS.split()) if subject.state[name].ndim > 2],
             lambda array, _: np.flip(array, tuple(range(2, array.ndim))),
             lambda array, _: np.flip(array, tuple(range(2, array.ndim))),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from parity.cases import Tensors
-from parity.mistakes.layouts.misread import _tensors, exchanged, grouped, parameters, renamed, reordered, siblings
+from parity.mistakes.layouts.misread import exchanged, grouped, parameters, read_as, renamed, reordered, siblings
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
 from parity.reference.rewrite import misread
 
@@ -153,7 +153,7 @@ MISTAKES = (
             ),
         ),
         ("HF#20934", "HF#12545"),
-        _tensors(_vectors, lambda array, value: np.full_like(array, value), None, (0.0, 1.0)),
+        read_as(_vectors, lambda array, value: np.full_like(array, value), None, (0.0, 1.0)),
     ),
     Mistake(
         "L015",

@@ -216,5 +216,5 @@ def modules_with(subject: Subject, *functions: str) -> frozenset[str]:
     return frozenset(site.module for site in subject.calls if site.function in functions)
 
 
-def _tensors(which: Any, change: Any, back: Any = None, values: tuple[Any, ...] = (None,)) -> Tries:
+def read_as(which: Any, change: Any, back: Any = None, values: tuple[Any, ...] = (None,)) -> Tries:
     return tensors(change, back, which, values)

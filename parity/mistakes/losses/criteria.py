@@ -8,20 +8,20 @@ MEANS = "cross_entropy nll_loss binary_cross_entropy_with_logits mse_loss l1_los
 ERRORS = "mse_loss l1_loss smooth_l1_loss huber_loss"
 
 
-def _is_mean(call: Call) -> bool:
+def is_mean(call: Call) -> bool:
     return call["reduction"] in (None, "mean", "batchmean") and call["size_average"] is None
 
 
-def _has_indices(call: Call) -> bool:
+def has_indices(call: Call) -> bool:
     """Whether a cross-entropy's targets are classes, not their probabilities."""
     return not call["target"].is_floating_point()
 
 
-def _ignored(call: Call) -> Tensor:
+def is_ignored(call: Call) -> Tensor:
     index = -100 if call["ignore_index"] is None else call["ignore_index"]
     ignored: Tensor = call["target"] == index
     return ignored
 
 
-def _axis(call: Call) -> int:
+def class_axis(call: Call) -> int:
     return 1 if call["input"].ndim > 1 else 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from parity.mistakes.losses.criteria import _axis, _has_indices, _ignored, _is_mean
+from parity.mistakes.losses.criteria import class_axis, has_indices, is_ignored, is_mean
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.tries import calls, several
 from parity.reference.rewrite import Call
@@ -27,17 +27,17 @@ def _smoothed(call: Call, value: str) -> Tensor:
 
 
 def _smoothing_counts_ignored(call: Call, value: str) -> Tensor:
-    ignored, share = _ignored(call), call["label_smoothing"]
+    ignored, share = is_ignored(call), call["label_smoothing"]
     counted = (~ignored).sum()
     exact = call.run(label_smoothing=0.0)
-    uniform = -functional.log_softmax(call["input"], _axis(call)).mean(_axis(call)).sum()
+    uniform = -functional.log_softmax(call["input"], class_axis(call)).mean(class_axis(call)).sum()
     loss: Tensor = (1 - share) * exact + share * uniform / (ignored.numel() if value == "all" else counted)
     return loss
 
 
 def _log_of_probability(call: Call, value: float) -> Tensor:
-    logs = torch.log(functional.softmax(call["input"], _axis(call)) + value)
-    share, ignored = call["label_smoothing"] or 0.0, _ignored(call)
+    logs = torch.log(functional.softmax(call["input"], class_axis(call)) + value)
+    share, ignored = call["label_smoothing"] or 0.0, is_ignored(call)
     exact = functional.nll_loss(
         logs,
         call["target"],
@@ -46,7 +46,7 @@ def _log_of_probability(call: Call, value: float) -> Tensor:
     )
     if not share:
         return exact
-    uniform = -(logs.mean(_axis(call)) * (~ignored)).sum() / (~ignored).sum()
+    uniform = -(logs.mean(class_axis(call)) * (~ignored)).sum() / (~ignored).sum()
     return (1 - share) * exact + share * uniform
 
 
@@ -137,7 +137,7 @@ MISTAKES = (
             "cross_entropy",
             _smoothed,
             ("K", "K - 1"),
-            when=lambda call: bool(call["label_smoothing"]) and _is_mean(call) and call["weight"] is None,
+            when=lambda call: bool(call["label_smoothing"]) and is_mean(call) and call["weight"] is None,
         ),
     ),
     Mistake(
@@ -163,10 +163,10 @@ MISTAKES = (
             ("all", "those that count"),
             when=lambda call: (
                 bool(call["label_smoothing"])
-                and _is_mean(call)
+                and is_mean(call)
                 and call["weight"] is None
-                and _has_indices(call)
-                and bool(_ignored(call).any())
+                and has_indices(call)
+                and bool(is_ignored(call).any())
             ),
         ),
     ),
@@ -206,7 +206,7 @@ MISTAKES = (
         ),
         ("torch documentation: CrossEntropyLoss expects unnormalized logits",),
         several(
-            calls("cross_entropy", lambda call, _: call.run(input=functional.softmax(call["input"], _axis(call)))),
+            calls("cross_entropy", lambda call, _: call.run(input=functional.softmax(call["input"], class_axis(call)))),
             calls("binary_cross_entropy_with_logits", lambda call, _: call.run(input=torch.sigmoid(call["input"]))),
         ),
     ),
@@ -246,7 +246,7 @@ MISTAKES = (
             (1e-7, 1e-8, 1e-6, 1e-5, 1e-10, 1e-12),
             "log",
             when=lambda call: (
-                _is_mean(call) and _has_indices(call) and not (call["label_smoothing"] and call["weight"] is not None)
+                is_mean(call) and has_indices(call) and not (call["label_smoothing"] and call["weight"] is not None)
             ),
         ),
     ),

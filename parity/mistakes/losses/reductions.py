@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from parity.mistakes.losses.criteria import MEANS, _has_indices, _ignored, _is_mean
+from parity.mistakes.losses.criteria import MEANS, has_indices, is_ignored, is_mean
 from parity.mistakes.mistake import Diff, Mistake, Subject, Tries, Try
 from parity.mistakes.tries import argument, calls, several
 from parity.reference.program import Reference, TorchBatch
 from parity.reference.rewrite import Call, Edit, edited, places
 
 
-def batched(functions: str, change: Callable[[Call, int], Any], when: Callable[[Call], bool] = _is_mean) -> Tries:
+def batched(functions: str, change: Callable[[Call, int], Any], when: Callable[[Call], bool] = is_mean) -> Tries:
     """Calls of a loss do something else that depends on how many examples the batch has."""
     names = frozenset(functions.split())
 
@@ -36,7 +36,7 @@ def batched(functions: str, change: Callable[[Call, int], Any], when: Callable[[
 
 def _per_sequence(call: Call, size: int) -> Tensor:
     losses = call.run(reduction="none").reshape(size, -1)
-    counted = (~_ignored(call)).reshape(size, -1).to(losses.dtype)
+    counted = (~is_ignored(call)).reshape(size, -1).to(losses.dtype)
     mean: Tensor = (losses.sum(1) / counted.sum(1)).mean()
     return mean
 
@@ -51,7 +51,7 @@ def _fixed_size(subject: Subject) -> Iterator[Try]:
         return call.run() * call["target"].shape[0] / full
 
     full = next(len(array) for array in subject.reference.batches[0].values() if array.ndim)
-    yield from calls(MEANS, change, (full,), when=_is_mean)(subject)
+    yield from calls(MEANS, change, (full,), when=is_mean)(subject)
 
 
 MISTAKES = (
@@ -117,7 +117,7 @@ MISTAKES = (
         calls(
             "cross_entropy nll_loss",
             lambda call, _: call.run(reduction="sum") / call["target"].numel(),
-            when=lambda call: _is_mean(call) and _has_indices(call) and bool(_ignored(call).any()),
+            when=lambda call: is_mean(call) and has_indices(call) and bool(is_ignored(call).any()),
         ),
     ),
     Mistake(
@@ -137,9 +137,9 @@ MISTAKES = (
         ("HF#5919",),
         calls(
             "cross_entropy nll_loss",
-            lambda call, value: call.run(target=call["target"].masked_fill(_ignored(call), value), ignore_index=-100),
+            lambda call, value: call.run(target=call["target"].masked_fill(is_ignored(call), value), ignore_index=-100),
             (0,),
-            when=lambda call: _has_indices(call) and bool(_ignored(call).any()),
+            when=lambda call: has_indices(call) and bool(is_ignored(call).any()),
         ),
     ),
     Mistake(
@@ -161,7 +161,7 @@ MISTAKES = (
         batched(
             MEANS,
             lambda call, size: call.run(reduction="sum") / size,
-            lambda call: _is_mean(call) and call["reduction"] != "batchmean",
+            lambda call: is_mean(call) and call["reduction"] != "batchmean",
         ),
     ),
     Mistake(
@@ -182,7 +182,7 @@ MISTAKES = (
         batched(
             "cross_entropy nll_loss",
             _per_sequence,
-            lambda call: _is_mean(call) and _has_indices(call) and bool(_ignored(call).any()),
+            lambda call: is_mean(call) and has_indices(call) and bool(is_ignored(call).any()),
         ),
     ),
     Mistake(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.mistakes.losses.criteria import MEANS, _axis, _has_indices, _ignored, _is_mean
+from parity.mistakes.losses.criteria import MEANS, class_axis, has_indices, is_ignored, is_mean
 from parity.mistakes.mistake import Diff, Mistake, Subject
 from parity.mistakes.tries import calls, program
 from parity.reference.program import Reference, TorchBatch
@@ -14,8 +14,8 @@ from parity.reference.rewrite import Call
 
 
 def _with_z_loss(call: Call, value: float) -> Any:
-    ignored = _ignored(call)
-    squared = torch.logsumexp(call["input"], _axis(call)) ** 2
+    ignored = is_ignored(call)
+    squared = torch.logsumexp(call["input"], class_axis(call)) ** 2
     return call.run() + value * (squared * (~ignored)).sum() / (~ignored).sum()
 
 
@@ -93,7 +93,7 @@ MISTAKES = (
             (1e-4, 1e-3),
             "log",
             lambda call: 0.0,
-            lambda call: _is_mean(call) and _has_indices(call) and call["weight"] is None,
+            lambda call: is_mean(call) and has_indices(call) and call["weight"] is None,
         ),
     ),
     Mistake(

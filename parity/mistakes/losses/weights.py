@@ -2,7 +2,7 @@
 
 import torch
 
-from parity.mistakes.losses.criteria import _has_indices, _ignored, _is_mean
+from parity.mistakes.losses.criteria import has_indices, is_ignored, is_mean
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.tries import calls
 
@@ -76,8 +76,8 @@ MISTAKES = (
         ("torch documentation: CrossEntropyLoss, reduction='mean'",),
         calls(
             "cross_entropy nll_loss",
-            lambda call, _: call.run(reduction="sum") / (~_ignored(call)).sum(),
-            when=lambda call: call["weight"] is not None and _is_mean(call) and _has_indices(call),
+            lambda call, _: call.run(reduction="sum") / (~is_ignored(call)).sum(),
+            when=lambda call: call["weight"] is not None and is_mean(call) and has_indices(call),
         ),
     ),
 )

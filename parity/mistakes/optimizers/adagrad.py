@@ -2,7 +2,7 @@
 
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.kinds import ADAGRAD, _by_rule, _is
+from parity.mistakes.optimizers.kinds import ADAGRAD, by_rule, is_kind
 from parity.mistakes.optimizers.rules import ruled
 from parity.mistakes.tries import program, setting
 
@@ -27,7 +27,7 @@ MISTAKES = (
             "linear",
             "the optimizer",
             0.0,
-            _is(ADAGRAD),
+            is_kind(ADAGRAD),
         ),
     ),
     Mistake(
@@ -37,7 +37,7 @@ MISTAKES = (
         "optax adds it within the root, torch after it.",
         (Diff("unet", "(jnp.sqrt(total) + epsilon)", "jnp.sqrt(total + epsilon)"),),
         ("optax documentation: scale_by_rss",),
-        _by_rule(rules.adagrad(in_root=True), ADAGRAD),
+        by_rule(rules.adagrad(in_root=True), ADAGRAD),
     ),
     Mistake(
         "O031",

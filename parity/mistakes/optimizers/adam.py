@@ -2,8 +2,8 @@
 
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.kinds import ADAM, ADAMAX, _by_rule
-from parity.mistakes.optimizers.mirrors import _REGRESSION_RATE
+from parity.mistakes.optimizers.kinds import ADAM, ADAMAX, by_rule
+from parity.mistakes.optimizers.mirrors import REGRESSION_RATE
 from parity.mistakes.tries import setting, several
 
 MISTAKES = (
@@ -20,7 +20,7 @@ MISTAKES = (
             Diff("rnn", "eps=1e-6, eps_in_sqrt=False", "eps=1e-8, eps_in_sqrt=False"),
             Diff("unet", "epsilon: float = 1e-10", "epsilon: float = 1e-7"),
             Diff("decoder", "        b2=0.95,\n", "        b2=0.95,\n        eps=1e-5,\n"),
-            Diff("regression", f"optax.adamax({_REGRESSION_RATE})", f"optax.adamax({_REGRESSION_RATE}, eps=3e-7)"),
+            Diff("regression", f"optax.adamax({REGRESSION_RATE})", f"optax.adamax({REGRESSION_RATE}, eps=3e-7)"),
         ),
         ("algoperf#307", "HF#35504"),
         setting("eps", (1e-7, 1e-8, 1e-6, 1e-5, 1e-10, 1e-3), "log"),
@@ -37,7 +37,7 @@ MISTAKES = (
             Diff("decoder", "        b2=0.95,\n", "        b2=0.95,\n        eps=0.0,\n        eps_root=1e-8,\n"),
         ),
         ("optax documentation: adam, eps_root", "optax#532"),
-        _by_rule(rules.adam_with_epsilon_in_root, ADAM),
+        by_rule(rules.adam_with_epsilon_in_root, ADAM),
     ),
     Mistake(
         "O016",
@@ -60,7 +60,7 @@ MISTAKES = (
             ),
         ),
         ("torch#22628", "aiqm/torchani#261", "HF#35504", "karpathy/nanochat#304"),
-        _by_rule(rules.adam_with_epsilon_before_correction, ADAM),
+        by_rule(rules.adam_with_epsilon_before_correction, ADAM),
     ),
     Mistake(
         "O017",
@@ -79,13 +79,13 @@ MISTAKES = (
             ),
             Diff(
                 "regression",
-                f"optax.adamax({_REGRESSION_RATE})",
-                f"optax.adamax({_REGRESSION_RATE}),\n"
+                f"optax.adamax({REGRESSION_RATE})",
+                f"optax.adamax({REGRESSION_RATE}),\n"
                 "        optax.scale_by_schedule(lambda step: 1 - 0.9 ** (step + 1.0))",
             ),
         ),
         ("mlx#1640", "mlx#1153", "mlx#1623", "unsloth-zoo#819"),
-        several(_by_rule(rules.adam_uncorrected, ADAM), _by_rule(rules.adamax_uncorrected, ADAMAX)),
+        several(by_rule(rules.adam_uncorrected, ADAM), by_rule(rules.adamax_uncorrected, ADAMAX)),
     ),
     Mistake(
         "O018",
@@ -96,7 +96,7 @@ MISTAKES = (
         (
             Diff("convnet", "optax.adam(learning_rate)", "optax.adam(learning_rate, b1=0.5)"),
             Diff("transformer", "optax.adamw(learning_rate, ", "optax.adamw(learning_rate, b1=0.8, "),
-            Diff("regression", f"optax.adamax({_REGRESSION_RATE})", f"optax.adamax({_REGRESSION_RATE}, b1=0.85)"),
+            Diff("regression", f"optax.adamax({REGRESSION_RATE})", f"optax.adamax({REGRESSION_RATE}, b1=0.85)"),
         ),
         ("optax documentation: adam, b1",),
         setting("betas", (0.9, 0.5, 0.95, 0.0), "linear", part=0),
@@ -111,7 +111,7 @@ MISTAKES = (
             Diff("decoder", "        b2=0.95,\n", "        b2=0.999,\n"),
             Diff("convnet", "optax.adam(learning_rate)", "optax.adam(learning_rate, b2=0.99)"),
             Diff("transformer", "optax.adamw(learning_rate, ", "optax.adamw(learning_rate, b2=0.98, "),
-            Diff("regression", f"optax.adamax({_REGRESSION_RATE})", f"optax.adamax({_REGRESSION_RATE}, b2=0.9)"),
+            Diff("regression", f"optax.adamax({REGRESSION_RATE})", f"optax.adamax({REGRESSION_RATE}, b2=0.9)"),
         ),
         ("optax documentation: adam, b2",),
         setting("betas", (0.999, 0.95, 0.99, 0.98), "linear", part=1),

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
-from parity.mistakes.optimizers.groups import _decay, by_name
+from parity.mistakes.optimizers.groups import by_name, decay_of
 from parity.mistakes.optimizers.mirrors import (
-    _CONVNET,
-    _DECODER,
-    _DECODER_ADAM,
-    _MLP,
-    _MLP_RATE,
-    _REGRESSION,
-    _REGRESSION_RATE,
-    _TRANSFORMER,
-    _UNET,
+    CONVNET,
+    DECODER,
+    DECODER_ADAM,
+    MLP,
+    MLP_RATE,
+    REGRESSION,
+    REGRESSION_RATE,
+    TRANSFORMER,
+    UNET,
 )
 from parity.mistakes.optimizers.stepped import Group, Stepped, changed, stepped
 from parity.mistakes.tries import program
@@ -58,7 +58,7 @@ def _in_gradient(optimizer: Stepped) -> None:
 
 def _weight_decay(subject: Subject) -> Iterator[Try]:
     """Where it decays, it decays otherwise."""
-    was = _decay(subject)
+    was = decay_of(subject)
     if "weight_decay" not in subject.optimizer.param_groups[0]:
         return
 
@@ -80,24 +80,24 @@ MISTAKES = (
         "decay is not divided by them. With Adam the two are different methods; with SGD and momentum they differ from "
         "the second step on, for torch's decay gathers momentum. The loss and its gradient agree.",
         (
-            Diff("convnet", _CONVNET, "    optax.adamw(learning_rate, weight_decay=1e-2, mask=kernels),"),
+            Diff("convnet", CONVNET, "    optax.adamw(learning_rate, weight_decay=1e-2, mask=kernels),"),
             Diff(
                 "mlp",
-                _MLP,
-                f"    optax.trace(decay=0.9, nesterov=True),\n    optax.add_decayed_weights(5e-4),\n    {_MLP_RATE}",
+                MLP,
+                f"    optax.trace(decay=0.9, nesterov=True),\n    optax.add_decayed_weights(5e-4),\n    {MLP_RATE}",
             ),
             Diff(
                 "unet",
-                _UNET,
+                UNET,
                 "    scale_by_adagrad(rate_decay=0.05),\n    optax.add_decayed_weights(1e-3),\n"
                 "    optax.scale_by_learning_rate(learning_rate),",
             ),
             Diff(
                 "regression",
-                _REGRESSION,
+                REGRESSION,
                 "        optax.scale_by_adamax(),\n"
                 "        optax.add_decayed_weights(weight_decay),\n"
-                f"        optax.scale_by_learning_rate({_REGRESSION_RATE}),",
+                f"        optax.scale_by_learning_rate({REGRESSION_RATE}),",
             ),
         ),
         ("optax#417", "torch#13801"),
@@ -116,10 +116,10 @@ MISTAKES = (
         (
             Diff(
                 "transformer",
-                _TRANSFORMER,
+                TRANSFORMER,
                 "    optax.add_decayed_weights(0.05, mask=decays),\n    optax.adam(learning_rate),",
             ),
-            Diff("decoder", _DECODER, f"    optax.add_decayed_weights(0.1, mask=decays),\n{_DECODER_ADAM}"),
+            Diff("decoder", DECODER, f"    optax.add_decayed_weights(0.1, mask=decays),\n{DECODER_ADAM}"),
         ),
         ("optax#417",),
         program(lambda reference, _: stepped(_in_gradient)(reference), place="the optimizer", when=_decays(True)),
@@ -151,18 +151,18 @@ MISTAKES = (
         (
             Diff(
                 "transformer",
-                _TRANSFORMER,
+                TRANSFORMER,
                 "    optax.adam(learning_rate),\n    optax.add_decayed_weights(-0.05, mask=decays),",
             ),
-            Diff("decoder", _DECODER, f"{_DECODER_ADAM}\n    optax.add_decayed_weights(-0.1, mask=decays),"),
+            Diff("decoder", DECODER, f"{DECODER_ADAM}\n    optax.add_decayed_weights(-0.1, mask=decays),"),
             Diff(
                 "convnet",
-                _CONVNET,
+                CONVNET,
                 "    optax.adam(learning_rate),\n    optax.add_decayed_weights(-1e-2, mask=kernels),",
             ),
             Diff(
                 "mlp",
-                _MLP,
+                MLP,
                 "    optax.sgd(lambda step: 0.1 * 0.8 ** (step // 2), momentum=0.9, nesterov=True),\n"
                 "    optax.add_decayed_weights(-5e-4),",
             ),
@@ -171,7 +171,7 @@ MISTAKES = (
         program(
             lambda reference, _: _apart(lambda own, group, decay: decay)(reference),
             place="the optimizer",
-            when=lambda subject: _decay(subject) > 0,
+            when=lambda subject: decay_of(subject) > 0,
         ),
     ),
     Mistake(
@@ -183,16 +183,16 @@ MISTAKES = (
         (
             Diff(
                 "transformer",
-                _TRANSFORMER,
+                TRANSFORMER,
                 "    optax.adam(learning_rate),\n    optax.add_decayed_weights(-2e-3 * 0.05, mask=decays),",
             ),
-            Diff("decoder", _DECODER, f"{_DECODER_ADAM}\n    optax.add_decayed_weights(-3e-3 * 0.1, mask=decays),"),
+            Diff("decoder", DECODER, f"{DECODER_ADAM}\n    optax.add_decayed_weights(-3e-3 * 0.1, mask=decays),"),
         ),
         ("algoperf#809", "kyleliang919/C-Optim#3"),
         program(
             lambda reference, _: _apart(_first_rates)(reference),
             place="the optimizer",
-            when=lambda subject: _decay(subject) > 0 and subject.reference.scheduler is not None,
+            when=lambda subject: decay_of(subject) > 0 and subject.reference.scheduler is not None,
         ),
     ),
     Mistake(
@@ -218,7 +218,7 @@ MISTAKES = (
                 reference
             ),
             place="the optimizer",
-            when=lambda subject: _decay(subject) > 0,
+            when=lambda subject: decay_of(subject) > 0,
         ),
     ),
 )

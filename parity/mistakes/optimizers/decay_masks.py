@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Tries, Try
-from parity.mistakes.optimizers.groups import KINDS, _decay, by_name, kind_of
+from parity.mistakes.optimizers.groups import KINDS, by_name, decay_of, kind_of
 from parity.mistakes.optimizers.stepped import Group
 from parity.mistakes.tries import program
 from parity.reference.program import Reference
@@ -18,7 +18,7 @@ def _masked(decay: bool) -> Tries:
     """Parameters of a kind decay in the port alone, or in the reference alone."""
 
     def tries(subject: Subject) -> Iterator[Try]:
-        most, module = _decay(subject), subject.module
+        most, module = decay_of(subject), subject.module
         if not most:
             return
         decays = {id(param): bool(g["weight_decay"]) for g in subject.optimizer.param_groups for param in g["params"]}

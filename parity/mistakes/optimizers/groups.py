@@ -56,6 +56,6 @@ def kind_of(module: nn.Module, name: str) -> str:
 KINDS = ("biases", "scales of norms", "embeddings", "kernels")
 
 
-def _decay(subject: Subject) -> float:
+def decay_of(subject: Subject) -> float:
     """The decay of the group that decays."""
     return float(max((group.get("weight_decay") or 0.0 for group in subject.optimizer.param_groups), default=0.0))

@@ -7,8 +7,8 @@ import torch
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Tries, Try
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.groups import _decay
-from parity.mistakes.optimizers.mirrors import _REGRESSION_RATE, _TRANSFORMER
+from parity.mistakes.optimizers.groups import decay_of
+from parity.mistakes.optimizers.mirrors import REGRESSION_RATE, TRANSFORMER
 from parity.mistakes.optimizers.rules import Rule, ruled
 from parity.mistakes.optimizers.stepped import innermost
 from parity.mistakes.tries import program
@@ -19,13 +19,13 @@ ADAM, SGD, RMSPROP, ADAGRAD, ADAMAX = (
 )
 
 
-def _is(*kinds: type) -> Callable[[Subject], bool]:
+def is_kind(*kinds: type) -> Callable[[Subject], bool]:
     return lambda subject: isinstance(innermost(subject.optimizer), kinds)
 
 
-def _by_rule(rule: Rule, *kinds: type) -> Tries:
+def by_rule(rule: Rule, *kinds: type) -> Tries:
     """Optimizers of some kinds follow another rule."""
-    return program(lambda reference, _: ruled(rule)(reference), place="the optimizer", when=_is(*kinds))
+    return program(lambda reference, _: ruled(rule)(reference), place="the optimizer", when=is_kind(*kinds))
 
 
 FAMILIES: dict[str, tuple[tuple[type, ...], Rule, dict[str, Any]]] = {
@@ -44,7 +44,7 @@ def _swapped(subject: Subject) -> Iterator[Try]:
     """Another optimizer, with optax's defaults; the decay is kept, apart from the gradient or in it, or dropped."""
     own = innermost(subject.optimizer)
     decays: dict[str, dict[str, Any]] = {"": {}}
-    if _decay(subject):
+    if decay_of(subject):
         decays = {
             "": {"decoupled_weight_decay": False},
             ", decay apart from the gradient": {"decoupled_weight_decay": True},
@@ -72,14 +72,14 @@ MISTAKES = (
                 "optax.adam(lambda step: 0.1 * 0.8 ** (step // 2))",
             ),
             Diff("convnet", "optax.adam(learning_rate)", "optax.sgd(learning_rate)"),
-            Diff("transformer", _TRANSFORMER, "    optax.lion(learning_rate, weight_decay=0.05, mask=decays),"),
+            Diff("transformer", TRANSFORMER, "    optax.lion(learning_rate, weight_decay=0.05, mask=decays),"),
             Diff(
                 "rnn",
                 "    optax.scale_by_rms(decay=0.9, eps=1e-6, eps_in_sqrt=False),\n    optax.trace(decay=0.8),",
                 "    optax.scale_by_adam(),",
             ),
             Diff("unet", "    scale_by_adagrad(rate_decay=0.05),", "    optax.scale_by_rms(),"),
-            Diff("regression", f"optax.adamax({_REGRESSION_RATE})", f"optax.adam({_REGRESSION_RATE})"),
+            Diff("regression", f"optax.adamax({REGRESSION_RATE})", f"optax.adam({REGRESSION_RATE})"),
             Diff("convnet", "optax.adam(learning_rate)", "optax.nadam(learning_rate)"),
         ),
         ("mlx#1542", "algoperf#925"),

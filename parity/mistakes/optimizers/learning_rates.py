@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
-from parity.mistakes.optimizers.mirrors import _RNN_RATE
+from parity.mistakes.optimizers.mirrors import RNN_RATE
 from parity.mistakes.optimizers.stepped import Stepped, changed, stepped
 from parity.mistakes.tries import program
 from parity.reference.rewrite import Rewrite
@@ -92,7 +92,7 @@ MISTAKES = (
         "taken for one another, the loss rises. Where the loss is a score to be maximised, the mistake is harder to "
         "see.",
         (
-            Diff("rnn", _RNN_RATE, "optax.scale_by_schedule(lambda step: 2e-3 * 0.9**step),"),
+            Diff("rnn", RNN_RATE, "optax.scale_by_schedule(lambda step: 2e-3 * 0.9**step),"),
             Diff("unet", "optax.scale_by_learning_rate(learning_rate)", "optax.scale_by_schedule(learning_rate)"),
             Diff("mlp", "lambda step: 0.1 * 0.8", "lambda step: -0.1 * 0.8"),
             Diff("convnet", "return 3e-3 * 0.3", "return -3e-3 * 0.3"),

@@ -3,8 +3,8 @@
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
 from parity.mistakes.optimizers.groups import by_name
-from parity.mistakes.optimizers.kinds import RMSPROP, SGD, _by_rule, _is
-from parity.mistakes.optimizers.mirrors import _MLP, _MLP_RATE, _RNN, _RNN_RATE
+from parity.mistakes.optimizers.kinds import RMSPROP, SGD, by_rule, is_kind
+from parity.mistakes.optimizers.mirrors import MLP, MLP_RATE, RNN, RNN_RATE
 from parity.mistakes.optimizers.rules import ruled
 from parity.mistakes.tries import program, setting, several
 
@@ -42,14 +42,14 @@ MISTAKES = (
                 lambda reference, _: by_name(lambda name, param, group: {"nesterov": not group["nesterov"]})(reference),
                 ("of the other kind",),
                 place="the optimizer",
-                when=lambda subject: _is(SGD)(subject) and bool(subject.optimizer.param_groups[0]["momentum"]),
+                when=lambda subject: is_kind(SGD)(subject) and bool(subject.optimizer.param_groups[0]["momentum"]),
             ),
             program(
                 lambda reference, _: ruled(rules.rmsprop(), nesterov=True)(reference),
                 ("Nesterov's",),
                 place="the optimizer",
                 was="plain",
-                when=lambda subject: _is(RMSPROP)(subject) and bool(subject.optimizer.param_groups[0]["momentum"]),
+                when=lambda subject: is_kind(RMSPROP)(subject) and bool(subject.optimizer.param_groups[0]["momentum"]),
             ),
         ),
     ),
@@ -61,7 +61,7 @@ MISTAKES = (
         "are 1-m times as long, which a learning rate may have been tuned to hide.",
         (Diff("rnn", "optax.trace(decay=0.8)", "optax.ema(0.8, debias=False)"),),
         ("mlx#440", "torch documentation: SGD, dampening"),
-        several(_by_rule(rules.damped_velocity, SGD), _by_rule(rules.rmsprop(gather=rules.damped_velocity), RMSPROP)),
+        several(by_rule(rules.damped_velocity, SGD), by_rule(rules.rmsprop(gather=rules.damped_velocity), RMSPROP)),
     ),
     Mistake(
         "O023",
@@ -70,14 +70,14 @@ MISTAKES = (
         "Keras, TensorFlow and optax.rmsprop multiply by the learning rate first and gather momentum after. As long as "
         "the rate is constant both agree; when it changes, the old steps keep their old rate.",
         (
-            Diff("rnn", _RNN, f"    {_RNN_RATE}\n    optax.trace(decay=0.8),"),
+            Diff("rnn", RNN, f"    {RNN_RATE}\n    optax.trace(decay=0.8),"),
             Diff(
                 "mlp",
-                _MLP,
-                f"    optax.add_decayed_weights(5e-4),\n    {_MLP_RATE}\n    optax.trace(decay=0.9, nesterov=True),",
+                MLP,
+                f"    optax.add_decayed_weights(5e-4),\n    {MLP_RATE}\n    optax.trace(decay=0.9, nesterov=True),",
             ),
         ),
         ("torch documentation: SGD differs from Sutskever et al.", "optax documentation: rmsprop, momentum"),
-        several(_by_rule(rules.rate_in_velocity, SGD), _by_rule(rules.rmsprop(gather=rules.rate_in_velocity), RMSPROP)),
+        several(by_rule(rules.rate_in_velocity, SGD), by_rule(rules.rmsprop(gather=rules.rate_in_velocity), RMSPROP)),
     ),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
 from parity.mistakes.optimizers.groups import KINDS, by_name, kind_of
-from parity.mistakes.optimizers.mirrors import _MLP, _UNET
+from parity.mistakes.optimizers.mirrors import MLP, UNET
 from parity.mistakes.optimizers.stepped import Stepped, innermost, stepped
 from parity.mistakes.tries import program
 from parity.reference.program import Reference
@@ -184,13 +184,13 @@ MISTAKES = (
         (
             Diff(
                 "mlp",
-                f"optimizer = optax.chain(\n{_MLP}\n)",
-                f"optimizer = optax.MultiSteps(optax.chain(\n{_MLP}\n), every_k_schedule=2)",
+                f"optimizer = optax.chain(\n{MLP}\n)",
+                f"optimizer = optax.MultiSteps(optax.chain(\n{MLP}\n), every_k_schedule=2)",
             ),
             Diff(
                 "unet",
-                f"optimizer = optax.chain(\n{_UNET}\n)",
-                f"optimizer = optax.MultiSteps(optax.chain(\n{_UNET}\n), every_k_schedule=2)",
+                f"optimizer = optax.chain(\n{UNET}\n)",
+                f"optimizer = optax.MultiSteps(optax.chain(\n{UNET}\n), every_k_schedule=2)",
             ),
         ),
         ("maxtext#812", "optax documentation: MultiSteps"),

@@ -94,7 +94,7 @@ def arguments(scheduler: Any) -> dict[str, Any]:
     return {name: getattr(scheduler, name) for name in names if hasattr(scheduler, name)}
 
 
-def _is(kind: type) -> Callable[[Subject], bool]:
+def is_schedule(kind: type) -> Callable[[Subject], bool]:
     def when(subject: Subject) -> bool:
         make = subject.reference.scheduler
         return make is not None and isinstance(make(subject.reference.optimizer(subject.module)), kind)

@@ -8,7 +8,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
-from parity.mistakes.optimizers.schedules.rates import Rates, _is, tabled
+from parity.mistakes.optimizers.schedules.rates import Rates, is_schedule, tabled
 from parity.mistakes.optimizers.stepped import Stepped
 from parity.mistakes.tries import program
 from parity.reference.program import Reference
@@ -58,7 +58,7 @@ def _later_phases(reference: Reference, _: Any) -> Reference:
 
 def _cycled(subject: Subject) -> Iterator[Try]:
     """Momentum that a schedule moves stays what it was."""
-    if not _is(lr_scheduler.OneCycleLR)(subject):
+    if not is_schedule(lr_scheduler.OneCycleLR)(subject):
         return
     make = subject.reference.scheduler
     assert make is not None
@@ -90,7 +90,7 @@ MISTAKES = (
         "stair.",
         (Diff("mlp", "0.8 ** (step // 2)", "0.8 ** (step / 2)"),),
         ("optax documentation: exponential_decay, staircase", "mlx#1623"),
-        program(_smooth, place="the schedule", when=_is(lr_scheduler.StepLR)),
+        program(_smooth, place="the schedule", when=is_schedule(lr_scheduler.StepLR)),
     ),
     Mistake(
         "O052",
@@ -108,7 +108,7 @@ MISTAKES = (
         program(
             lambda reference, _: tabled(_linear)(reference),
             place="the schedule",
-            when=_is(lr_scheduler.CosineAnnealingLR),
+            when=is_schedule(lr_scheduler.CosineAnnealingLR),
         ),
     ),
     Mistake(
@@ -119,7 +119,7 @@ MISTAKES = (
         "cosine_onecycle_schedule counts intervals, without the - 1.",
         (Diff("decoder", "peak_step: int = 9, last_step: int = 99", "peak_step: int = 10, last_step: int = 100"),),
         ("torch documentation: OneCycleLR", "optax documentation: cosine_onecycle_schedule"),
-        program(_later_phases, place="the schedule", when=_is(lr_scheduler.OneCycleLR)),
+        program(_later_phases, place="the schedule", when=is_schedule(lr_scheduler.OneCycleLR)),
     ),
     Mistake(
         "O054",

@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
-from parity.mistakes.optimizers.schedules.rates import Rates, _is, rates_of, tabled
+from parity.mistakes.optimizers.schedules.rates import Rates, is_schedule, rates_of, tabled
 from parity.mistakes.tries import program, several
 from parity.reference.program import Reference
 from parity.reference.rewrite import Rewrite
@@ -144,7 +144,7 @@ MISTAKES = (
             program(
                 lambda reference, value: _shifted(value)(reference), (1, -1, 2, -2), place="the schedule", when=_changes
             ),
-            program(_ahead, (1, 2), place="the schedule", when=_is(lr_scheduler.OneCycleLR)),
+            program(_ahead, (1, 2), place="the schedule", when=is_schedule(lr_scheduler.OneCycleLR)),
         ),
     ),
     Mistake(
