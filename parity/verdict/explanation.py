@@ -284,6 +284,8 @@ def _fitted(search: Search) -> Iterator[Candidate]:
         value = solve(residual, nearest.value, was, attempt.fit or "linear")
         if value is None:
             continue
+        if np.abs(residual(value)).max(initial=0) > LOOSE:
+            continue
         for number in (*plain(value), value):
             left = search.left(attempt.rewrite(number))
             if left is not None and np.abs(left).max(initial=0) <= LOOSE:
