@@ -6,8 +6,8 @@
     blind ARCHIVE                    wrong ports by an author who saw neither the catalogue nor the judge
 
 With `--quick`, the stages at which a mistake of its letter may show are judged on few cases, and all of it where that
-agrees; `--sample` plants each mistake in one program, drawn at random. What is expected of a case is worked out once for
-all ports of a program, and ports run without jit: most of their operations are then compiled once for all of them.
+agrees; `--sample` plants each mistake in one program, drawn at random. What is expected of a case is worked out once
+for all ports of a program, and ports run without jit: most of their operations are then compiled once for all of them.
 """
 
 import io
