@@ -26,7 +26,7 @@ from parity.verdict.comparison import (
     compare,
     measured,
 )
-from parity.verdict.explanation import explain
+from parity.verdict.explanation import Explained, explain
 from parity.verdict.trends import SEEDS
 
 Progress = Callable[[str], None]
@@ -100,6 +100,7 @@ def examine(
     asked = [case for case in cases(sitting.program, seed, quick, sitting.float64) if _is_wanted(case, wanted)]
     compared: list[Comparison] = []
     causes: list[tuple[Explanation, ...]] = []
+    last_cause: tuple[Explained, Sitting] | None = None
     for _, group in itertools.groupby(asked, key=lambda case: case.call):
         answered = []
         for case in group:
@@ -108,9 +109,16 @@ def examine(
                 answered.append((question, _answer(port, case, sitting.program.parameters)))
         found = _compared(answered, wanted)
         seen = {(one.case, one.quantity): one for one in found}
-        while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
+        while explains and not _agree(found):
+            if last_cause is not None and (other := _told_apart(*last_cause, answered, wanted)) is not None:
+                (cause, before), last_cause = (other, last_cause[1]), None
+                del causes[-1]
+            elif (new := explain(sitting, answered, found, progress)) is not None:
+                cause, before, last_cause = new, sitting, (new, sitting)
+            else:
+                break
             causes += cause.said
-            sitting = sitting.rewritten(cause.rewrite)
+            sitting = before.rewritten(cause.rewrite)
             answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)
             # A difference is told as it was first seen; what agrees may have needed the mistake.
@@ -134,6 +142,17 @@ def examine(
         sitting.places(compared),
         Curves() if last is None else last.curves(),
     )
+
+
+def _told_apart(
+    cause: Explained, sitting: Sitting, answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequence[str]
+) -> Explained | None:
+    """Of equally good explanations, another one than was taken, if it explains these cases as well."""
+    for other in cause.others:
+        rewritten = sitting.rewritten(other.rewrite)
+        if _agree(_compared([(rewritten.ask(asked.case) or asked, given) for asked, given in answered], wanted)):
+            return other
+    return None
 
 
 def record(
