@@ -59,7 +59,6 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
         ("shaken", shaken, first),
         ("shaken, last batch", shaken, last),
         ("small parameters", small, first),
-        ("integers", integers(program, shaken), rounded(first)),
     ]
     if not quick:
         asked += [("shaken, batch of one", shaken, part(first, 1)), ("shaken, half a batch", shaken, part(first, 0))]
@@ -74,7 +73,8 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
                 )
             ]
     for train in (False, True):
-        for name, state, batch in asked:
+        # Whole numbers tie, and at a tie a gradient is a choice: only outputs are asked for.
+        for name, state, batch in [*asked, ("integers", integers(program, shaken), rounded(first))]:
             if quick and train and name != "shaken":
                 continue
             yield Case(f"{name}, {'training' if train else 'evaluation'} mode", "outputs", state, (batch,), train)
