@@ -21,12 +21,14 @@ from parity.verdict.fitting import plain, shown, solve
 
 SECONDS = 60.0
 """After which the search stops, and says what it did not try."""
-FAR = 4.0
-"""A ratio that the rewritten reference's own rounding does not make up for."""
 ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
-LOOSE = 2.0
-"""A ratio that is worth being looked at with the rewritten reference's own rounding."""
+LOOSE = 4.0
+NEAR = 1e-4
+"""What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
+
+FAR = 64.0
+"""A ratio beside the rewritten reference that more runs do not bring down."""
 
 LETTERS = {
     "load": "L",
@@ -84,6 +86,8 @@ class Search:
     progress: Callable[[str], None]
     deadline: float
     untried: int = 0
+    seen: dict[int, float] = field(default_factory=dict)
+    """The largest ratio of a case as it was answered."""
     deferred: list[tuple[Mistake, Try]] = field(default_factory=list)
     """Places where a mistake is not expected, since everywhere at once it leads elsewhere."""
     tried: list[Candidate] = field(default_factory=list)
@@ -118,19 +122,28 @@ class Search:
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
         return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
 
+    def may_agree(self, left: Array | None, at: int = 0) -> bool:
+        """Whether what is left of a difference is so little that it may be rounding, which a mistake makes larger."""
+        if left is None:
+            return False
+        if at not in self.seen:
+            start = self.left(lambda reference: reference, at)
+            self.seen[at] = 0.0 if start is None else float(np.abs(start).max(initial=0))
+        return float(np.abs(left).max(initial=0)) <= max(LOOSE, NEAR * self.seen[at])
+
     def agrees(self, rewrite: Rewrite) -> float | None:
         """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
         sitting, worst = self.sitting.rewritten(rewrite), 0.0
         for at, (question, actual) in enumerate(self.answered):
             left = self.left(rewrite, at)
             ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
-            if ratio > FAR or (ratio > 1 and time.monotonic() > self.deadline + SECONDS):
+            if ratio > 1 and (not self.may_agree(left, at) or time.monotonic() > self.deadline + SECONDS):
                 return None
             # Rounding may be larger in the rewritten reference than it is in the right one.
             again = sitting.ask(question.case) if ratio > 1 else None
             while again is not None and ratio > 1:
                 ratio = max((one.ratio for one in compare(again, actual) if self.counts(one.stage)), default=0.0)
-                if ratio > 1 and not again.more():
+                if ratio > 1 and (ratio > FAR or not again.more()):
                     return None
             if ratio > 1:
                 return None
@@ -170,17 +183,29 @@ def explain(
         (one for one in CATALOGUE if one.code[0] in letters and one.tries), key=lambda one: letters.index(one.code[0])
     )
     progress(f"explaining: {stage}")
-    found = (
-        _best(search, list(_candidates(search, subject, catalogue)))
-        or _best(search, list(_fitted(search)))
-        or _best(search, list(_deferred(search)))
-        or _pair(search)
-        or _best(search, list(_candidates(search, subject, GENERAL)))
-        or _best(search, list(_fitted(search)))
+    ways: tuple[Callable[[], Explained | None], ...] = (
+        lambda: _best(search, list(_candidates(search, subject, catalogue))),
+        lambda: _best(search, list(_fitted(search))),
+        lambda: _best(search, list(_deferred(search))),
+        lambda: _pair(search),
+        lambda: _best(search, list(_candidates(search, subject, GENERAL))),
+        lambda: _best(search, list(_fitted(search))),
     )
-    if found is None:
+    whole, first = replace(search, stage=STAGES[-1]), None
+    for way in ways:
+        found = way()
+        # What explains later stages of the same cases as well is the better explanation.
+        if found is not None and (stage == _last_stage(compared) or whole.agrees(found.rewrite) is not None):
+            return found
+        first = first or found
+    if first is None:
         sitting.remarks.extend(_what_is_known(search))
-    return found
+    return first
+
+
+def _last_stage(compared: Sequence[Comparison]) -> str:
+    """The last stage that fails."""
+    return max((one.stage for one in compared if not one.passes), key=STAGES.index)
 
 
 def _what_is_known(search: Search) -> Iterator[str]:
@@ -307,11 +332,11 @@ def _fitted(search: Search) -> Iterator[Candidate]:
         value = solve(residual, nearest.value, was, attempt.fit or "linear")
         if value is None:
             continue
-        if np.abs(residual(value)).max(initial=0) > LOOSE:
+        if not search.may_agree(residual(value)):
             continue
         for number in (*plain(value), value):
             left = search.left(attempt.rewrite(number))
-            if left is not None and np.abs(left).max(initial=0) <= LOOSE:
+            if left is not None and search.may_agree(left):
                 yield Candidate(nearest.mistake, attempt, number, left)
                 break
 
@@ -320,7 +345,7 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
     """Those that agree in all cases, the simplest first; one place for each mistake."""
     agreeing: list[tuple[Candidate, float]] = []
     for candidate in sorted(
-        (one for one in candidates if one.ratio <= LOOSE), key=lambda one: (one.attempt.size, one.ratio)
+        (one for one in candidates if search.may_agree(one.left)), key=lambda one: (one.attempt.size, one.ratio)
     ):
         if any(one.mistake is candidate.mistake for one, _ in agreeing):
             continue
@@ -359,7 +384,7 @@ def _pair(search: Search) -> Explained | None:
             continue
         both = chained(one.rewrite, other.rewrite)
         vector = search.left(both)
-        if vector is not None and np.abs(vector).max(initial=0) <= LOOSE:
+        if vector is not None and search.may_agree(vector):
             found.append((float(np.abs(vector).max(initial=0)), one, other, both))
     for _, one, other, both in sorted(found, key=lambda each: each[0]):
         worst = search.agrees(both)

@@ -48,7 +48,7 @@ def test_a_right_port_agrees_and_a_wrong_one_differs(folder: Path, capsys: pytes
     (folder / "port.py").write_text(linear.SOURCE.replace('state["fc.weight"].T +', 'state["fc.weight"].T * 1.001 +'))
     assert main(["reference.py", "port.py", *QUICK, "--output", "made/here"]) == 1
     out = capsys.readouterr().out
-    assert "error: outputs differ: logits" in out
+    assert "error[D001]: outputs differ: logits" in out
     assert "   = next: python -m parity reference.py port.py --quick --only outputs\n" in out
     assert out.splitlines()[-1].startswith("differs at outputs: outputs/logits in 'as given, evaluation mode', ratio ")
     assert json.loads(Path("made/here/report.json").read_text())["agrees"] is False

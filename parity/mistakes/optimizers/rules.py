@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.mistakes.optimizers.stepped import Group, Stepped, stepped
+from parity.mistakes.optimizers.stepped import Group, Stepped, erring, stepped
 from parity.reference.rewrite import Rewrite
 
 State = dict[str, Any]
@@ -20,7 +20,7 @@ def ruled(rule: Rule, **settings: Any) -> Rewrite:
 
     def do(optimizer: Stepped) -> None:
         for param, group in optimizer.params():
-            group = group | settings
+            group = group | erring(settings, group)
             state, decay = optimizer.state[param], group.get("weight_decay", 0)
             state["step"] = state.get("step", 0) + 1
             grad = param.grad

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parity.mistakes.tries import optimized
+from parity.reference.noise import Number
 from parity.reference.rewrite import Rewrite
 
 Group = dict[str, Any]
@@ -49,8 +50,22 @@ def changed(optimizer: torch.optim.Optimizer, change: Callable[[Group], Group]) 
     kept = [dict(group) for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:
-            group.update(change(group))
+            group.update(erring(change(group), group))
         yield
     finally:
         for group, before in zip(optimizer.param_groups, kept, strict=True):
             group.update(before)
+
+
+def erring(settings: Group, group: Group) -> Group:
+    """Settings that err as the group's own numbers do."""
+    rounding = getattr(group.get("lr"), "rounding", None)
+    if rounding is None:
+        return settings
+
+    def number(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(number(each) for each in value)
+        return Number.of(value, rounding) if type(value) is float else value
+
+    return {name: number(value) for name, value in settings.items()}
