@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults lessons bench docs test lint crash
+.PHONY: train parity faults mistakes lessons bench docs test lint crash
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -13,6 +13,11 @@ parity: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.tools.faults --document docs/faults.md
 	$(BIN)/python -m tests.tools.faults --right --seeds 30
+
+mistakes: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.mistakes planted
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.mistakes pairs 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.mistakes right 20
 
 lessons: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.lessons --output runs/lessons --overwrite

@@ -34,11 +34,6 @@ MISTAKES = (
         "block, can be exchanged by a single wrong name. Everything loads, and a training from the start would not "
         "even notice.",
         (
-            Diff(
-                "decoder",
-                'gate, up = Dense(GATED, name="gate_proj")(normed), Dense(GATED, name="up_proj")(normed)',
-                'up, gate = Dense(GATED, name="gate_proj")(normed), Dense(GATED, name="up_proj")(normed)',
-            ),
             Diff("mlp", '"fc2": "features.4", "fc3": "features.7"', '"fc2": "features.7", "fc3": "features.4"'),
             Diff(
                 "regression",
