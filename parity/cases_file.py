@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -74,33 +74,31 @@ def save(path: Path, value: Recording | Answers) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        UsageError: it cannot be written; what was there is untouched.
+        OSError: it cannot be written; what was there is untouched.
     """
     tree = {part.name: getattr(value, part.name) for part in fields(value)}
     write(path, pack({"kind": type(value).__name__, **tree}))
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put a file in place of what is there, whole or not at all.
+    """Put a file in place of what is there, whole or not at all. Who may read it is what the umask says.
 
     Raises:
-        UsageError: it cannot be written; what was there is untouched.
+        OSError: it cannot be written; names the file, and what was there is untouched.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
+        raise
 
 
 def load(path: Path, kind: type[Recording] | type[Answers]) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from parity.cases_file import Answers, Recording, digest, load, save, write
 from parity.errors import PortError, UsageError, one_line
-from parity.flags import NAME, again, names, parse
+from parity.flags import NAME, again, interpreter, names, parse
 from parity.port.process import PortProcess
 from parity.port.protocol import OPTIONAL
 from parity.port.stub import stub
@@ -21,12 +22,22 @@ from parity.verdict.report import report
 from parity.verdict.several import agree, as_json, as_markdown, section, sentence
 
 REPORTS = ("report.json", "report.md", "trajectory.png", "trends.png")
+_STDOUT = "standard output"
 FAILURE = "failure.npz"
 """The smallest case that still fails, with everybody's answers."""
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 agrees or done, 1 differs, 2 wrong use, input or data, 130 interrupted, 141 nobody reads."""
+    """The exit code.
+
+    0 agrees or done, 1 differs or cannot be written, 2 wrong use, input or data, 3 the machine lacks a device,
+    130 interrupted, 141 nobody reads standard output.
+    """
+    # A closed standard stream is None, and printing to None is printing to standard output.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no character ends a command
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "judge": _judge,
         "record": _record,
@@ -37,20 +48,26 @@ def main(arguments: list[str]) -> int:
         "explain": _explain,
     }
     try:
-        options = parse(arguments)
-        code = commands[options.command](options)
-        sys.stdout.flush()
+        try:
+            options = parse(arguments)
+            return commands[options.command](options)
+        finally:
+            _say("", end="")
     except UsageError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # Python flushes standard output once more as it exits
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 141
-    return code
+    except OSError as error:
+        if error.filename == _STDOUT:
+            _silence_stdout()
+        file = "" if error.filename is None else f"{error.filename}: "
+        print(f"{NAME}: {one_line(f'{file}{error.strerror or error}')}", file=sys.stderr)
+        return 1
 
 
 def _judge(options: argparse.Namespace) -> int:
@@ -92,7 +109,9 @@ def _judge(options: argparse.Namespace) -> int:
             verdicts[name] = found
             if name:
                 progress("")
-                print(section(name, found, again(options)), flush=True)
+                # What is to be saved is not lost with a standard output that fails: the last line will say so.
+                with contextlib.suppress(OSError) if options.output else contextlib.nullcontext():
+                    _say(section(name, found, again(options)))
             if not found.agrees and not options.keep_going:
                 break
     margins = {name: reference.whole_run.margins for name, reference in references.items() if reference.whole_run}
@@ -106,7 +125,7 @@ def _record(options: argparse.Namespace) -> int:
     with _progress() as progress:
         recording = record(program, dropout=options.dropout, progress=progress, **_asked(options))
     save(options.exam, recording)
-    print(f"recorded: {len(recording.asked)} cases in {options.exam}")
+    _say(f"recorded: {len(recording.asked)} cases in {options.exam}")
     return 0
 
 
@@ -133,7 +152,7 @@ def _answer(options: argparse.Namespace) -> int:
                 given[digest(case)] = f"{error}\n{error.hint}".rstrip()
     save(options.answers, Answers(about, given))
     failed = sum(isinstance(one, str) for one in given.values())
-    print(f"answered: {len(given) - failed} of {len(recording.asked)} cases in {options.answers}, {failed} failed")
+    _say(f"answered: {len(given) - failed} of {len(recording.asked)} cases in {options.answers}, {failed} failed")
     return 0
 
 
@@ -156,7 +175,7 @@ def _new(options: argparse.Namespace) -> int:
     if options.file.exists():
         raise UsageError(f"{options.file}: exists; give the name of a new file")
     write(options.file, stub(options.file.name).encode())
-    print(f"wrote {options.file}: fill in its functions, then python -m {NAME} REFERENCE.py {options.file}")
+    _say(f"wrote {options.file}: fill in its functions, then {interpreter()} -m {NAME} REFERENCE.py {options.file}")
     return 0
 
 
@@ -164,7 +183,7 @@ def _mistakes(options: argparse.Namespace) -> int:
     from parity.mistakes import CATALOGUE
     from parity.mistakes.page import document, listing
 
-    print(document(CATALOGUE) if options.markdown else listing(CATALOGUE), end="" if options.markdown else "\n")
+    _say(document(CATALOGUE) if options.markdown else listing(CATALOGUE), end="" if options.markdown else "\n")
     return 0
 
 
@@ -175,9 +194,9 @@ def _explain(options: argparse.Namespace) -> int:
     mistake = by_code(options.code)
     if mistake is None:
         near = difflib.get_close_matches(options.code, [name for one in CATALOGUE for name in (one.code, one.name)])
-        hint = f"did you mean {near[0]}?" if near else f"python -m {NAME} mistakes lists all"
+        hint = f"did you mean {near[0]}?" if near else f"{interpreter()} -m {NAME} mistakes lists all"
         raise UsageError(f"{options.code}: no such mistake; {hint}")
-    print(page(mistake))
+    _say(page(mistake))
     return 0
 
 
@@ -235,7 +254,6 @@ def _tell(
     margins: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> int:
     command = again(options)
-    print(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
     if options.output is not None:
         texts = as_json(verdicts, programs), as_markdown(verdicts, programs, command)
         for name, text in zip(REPORTS, texts, strict=False):
@@ -246,7 +264,23 @@ def _tell(
 
                 for name, picture in pictures(verdict.curves, margins[program], verdict.port).items():
                     write(options.output / name, picture)
+    _say(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
     return 0 if agree(verdicts) else 1
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print on standard output, at once; an OSError says that it is about that."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        error.filename = _STDOUT
+        raise
+
+
+def _silence_stdout() -> None:
+    """Python flushes standard output once more as it exits, and would complain there."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

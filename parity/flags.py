@@ -3,6 +3,8 @@
 import argparse
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -83,7 +85,16 @@ def again(options: argparse.Namespace) -> str:
     for flag, default in (*told, ("reference", None)):
         value = getattr(options, flag, default)
         flags += [f"--{flag}", str(value)] if value != default else []
-    return shlex.join(["python", "-m", NAME, *names, *flags])
+    return f"{interpreter()} -m {NAME} {shlex.join([*names, *flags])}".rstrip()
+
+
+def interpreter() -> str:
+    """What a shell has to be given for this Python, as short as may be: `python` in an active environment."""
+    for name in ("python", "python3"):
+        if shutil.which(name) == sys.executable:
+            return name
+    here = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
 
 
 class Names(NamedTuple):

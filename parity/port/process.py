@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from parity.cases import Answer, Case
 from parity.cases_file import MOST_BYTES, pack, unpack
-from parity.errors import PortError, UsageError, one_line, printable
+from parity.errors import PortError, UnavailableError, UsageError, one_line, printable
 from parity.port.held import Held
 from parity.port.worker import HEADER, START
 
@@ -43,6 +43,7 @@ class PortProcess:
     Raises:
         PortError: from all methods, for whatever the port does instead of answering.
         UsageError: the interpreter cannot be run.
+        UnavailableError: JAX has no device there.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class PortProcess:
         except BaseException:
             self._stop()
             raise
+        if "unavailable" in reply:
+            raise UnavailableError(reply["unavailable"])
         if "answer" not in reply:
             raise PortError(reply["error"], reply.get("hint", "") or self._hint())
         return reply["answer"]

@@ -1,5 +1,7 @@
 """What a port offers, and its answer to a case, checked. NumPy only."""
 
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -7,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from parity.cases import Answer, Array, Batch, Call, Case, Tensors
-from parity.errors import PortError, line_of, one_line, told
+from parity.errors import PortError, UnavailableError, line_of, one_line, told
 from parity.port.names import mismatch
 
 State = Any
@@ -263,17 +265,33 @@ def guarded(port: Any, function: str, call: Callable[[], Any]) -> Any:
 
     Raises:
         PortError: it raised anything at all; says what, and in which line of the port.
+        UnavailableError: it raised where JAX has no device to run on.
     """
     try:
         return call()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UnavailableError):
         raise
     except PortError as error:
         raise PortError(f"{function}: {error}", error.hint) from None
     except BaseException as error:  # a port must not end its judge, least of all with a 0
+        _check_device()
         trace = "".join(traceback.format_exception(error)[-6:]) if not isinstance(error, RecursionError) else ""
         own = getattr(port, "__file__", None) or getattr(port, "FILE", None)
         raise PortError(f"{function}: the port raised {told(error)}{line_of(error, own)}", trace.strip()) from None
+
+
+def _check_device() -> None:
+    """What is raised where JAX has no device is no port's fault."""
+    devices = getattr(sys.modules.get("jax"), "devices", None)
+    try:
+        if devices is not None:
+            devices()
+    # Without CUDA wheels JAX_PLATFORMS=cuda fails an assertion, and plugins raise errors of their own.
+    except Exception as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        where = f": JAX_PLATFORMS={asked}, and its plugin is missing or fails" if asked else ""
+        said = str(error) or "no backend could be initialized"
+        raise UnavailableError(f"JAX has no device to run the port on{where} ({said})") from None
 
 
 def _kind(value: Any) -> str:

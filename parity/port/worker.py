@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from parity.cases_file import case_of, pack, unpack
-from parity.errors import PortError, told
+from parity.errors import PortError, UnavailableError, told
 from parity.port.held import Held, find
 
 HEADER = struct.Struct("<16sQ")
@@ -70,6 +70,8 @@ def _answer_all(requests: int, replies: int, spec: str, adapter: str) -> None:
         question = unpack(_read(requests, size)) if size else None
         try:
             content = pack({"answer": reply(question)})
+        except UnavailableError as error:
+            content = pack({"unavailable": str(error)})
         except PortError as error:
             content = pack({"error": str(error), "hint": error.hint})
         except BaseException as error:  # an array whose methods raise, say

@@ -109,6 +109,9 @@ def trends(
 def _finished(figure: Figure, axes: list[Axes]) -> bytes:
     """The figure as PNG, the same bytes for the same curves."""
     for one in axes:
+        legend = one.get_legend()
+        for text in (one.title, one.xaxis.label, one.yaxis.label, *(legend.get_texts() if legend else ())):
+            text.set_parse_math(False)  # a name may hold a $
         one.spines[["top", "right"]].set_visible(False)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.grid(alpha=0.3)

@@ -147,10 +147,9 @@ def _error(
     if not explanations and worst.wrong is None:
         lines.append(f"   = help: {_HELP.get(stage, 'compare what the two programs do here')}")
     if command:
-        lines += [
-            f"   = next: {command} --only {stage}",
-            *(f"   = next: python -m parity explain {code}" for code in codes),
-        ]
+        interpreter = command.partition(" -m ")[0]
+        lines.append(f"   = next: {command} --only {stage}")
+        lines += [f"   = next: {interpreter} -m parity explain {code}" for code in codes]
     return lines
 
 

@@ -17,6 +17,7 @@ import parity
 from parity.assertion import assert_parity
 from parity.cases_file import Answers, Recording, digest, load, save
 from parity.command import main
+from parity.flags import interpreter
 from parity.locate import locate
 from tests.conftest import ROOT
 from tests.parity import linear
@@ -49,7 +50,7 @@ def test_a_right_port_agrees_and_a_wrong_one_differs(folder: Path, capsys: pytes
     assert main(["reference.py", "port.py", *QUICK, "--output", "made/here"]) == 1
     out = capsys.readouterr().out
     assert "error: outputs differ: logits" in out
-    assert "   = next: python -m parity reference.py port.py --quick --only outputs\n" in out
+    assert f"   = next: {interpreter()} -m parity reference.py port.py --quick --only outputs\n" in out
     assert out.splitlines()[-1].startswith("differs at outputs: outputs/logits in 'as given, evaluation mode', ratio ")
     assert json.loads(Path("made/here/report.json").read_text())["agrees"] is False
     assert Path("made/here/report.md").read_text().startswith("# port.py beside reference.py")
