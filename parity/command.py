@@ -15,7 +15,7 @@ from parity.cases_file import Answers, Recording, digest, load, save, write
 from parity.errors import PortError, UsageError, one_line
 from parity.flags import NAME, again, interpreter, names, parse
 from parity.port.process import PortProcess
-from parity.port.protocol import OPTIONAL
+from parity.port.protocol import can_answer
 from parity.port.stub import stub
 from parity.verdict.comparison import Curves, Verdict
 from parity.verdict.report import report
@@ -77,7 +77,6 @@ def _judge(options: argparse.Namespace) -> int:
     from parity.exam import examine
     from parity.last_stages import last_stages
     from parity.reference.asked import Sitting
-    from parity.reference.find import find
     from parity.reference.whole_runs import Source
 
     verdicts: dict[str, Verdict] = {}
@@ -90,7 +89,7 @@ def _judge(options: argparse.Namespace) -> int:
         prepared = {}
         for name, reference in references.items():
             sitting = Sitting.of(reference, examinees[name].describe(), precision)
-            source = Source(find, (named.reference, options.data), name)
+            source = Source(named.reference, options.data, name)
             last = last_stages(sitting, examinees[name], options.only, options.quick, options.seeds, progress, source)
             if last is not None:
                 runs.enter_context(last.runs)
@@ -120,7 +119,7 @@ def _judge(options: argparse.Namespace) -> int:
 
 def _record(options: argparse.Namespace) -> int:
     program = _only(_references(options.reference, options), options.program, options.reference)
-    from parity.exam import record
+    from parity.recorded import record
 
     with _progress() as progress:
         recording = record(program, dropout=options.dropout, progress=progress, **_asked(options))
@@ -142,8 +141,7 @@ def _answer(options: argparse.Namespace) -> int:
                 f"record with --dropout {about['dropout']}"
             )
         for case, _ in recording.asked:
-            lacks = case.call in OPTIONAL and case.call not in about["offers"]
-            if lacks or (case.dtype.itemsize > 4 and not about["float64"]):
+            if not can_answer(about, case):
                 continue
             progress(f"{case.call}: {case.name}")
             try:
@@ -162,7 +160,7 @@ def _replay(options: argparse.Namespace) -> int:
     program = None
     if options.reference:
         program = _only(_references(options.reference, options), options.program, options.reference)
-    from parity.exam import replay
+    from parity.recorded import replay
 
     with _progress() as progress:
         verdict = replay(

@@ -146,17 +146,15 @@ def _defaults(folder: Path) -> dict[str, str]:
 
 
 def _positive(text: str) -> float:
-    number = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
-    return number
+    if text.replace(".", "", 1).isdecimal() and float(text) > 0:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
 
 
 def _seeds(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 3:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 3")
-    return number
+    if text.isdecimal() and int(text) >= 3:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 3")
 
 
 def _gibibytes(text: str) -> float:

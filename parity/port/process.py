@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from parity.cases import Answer, Case
 from parity.cases_file import MOST_BYTES, pack, unpack
-from parity.errors import PortError, UnavailableError, UsageError, one_line, printable
+from parity.errors import PortError, UnavailableError, UsageError, printable
 from parity.port.held import Held
 from parity.port.worker import HEADER, START
 
@@ -81,7 +81,7 @@ class PortProcess:
         """What the port says to the case."""
         if self._process is None:
             self._start()
-        answer: Answer = self._ask(case.call, pack({"program": program, "case": asdict(case)}))
+        answer: Answer = self._ask(case.call, pack({"program": program, "case": case}))
         return answer
 
     def _start(self) -> None:
@@ -202,13 +202,15 @@ class PortProcess:
         if code < 0:
             return f"the port's process crashed ({signal.Signals(-code).name})"
         self._reader.join(1.0)
-        lines = [one_line(line.decode(errors="replace"), 200) for line in self._printed]
-        last = next((line for line in reversed(lines) if line), "")
+        last = next((line.strip() for line in reversed(self._last_lines()) if line), "")
         return f"the port ended its own process with exit code {code}" + (f": {last}" if code and last else "")
 
     def _hint(self) -> str:
-        lines = [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
-        return "\n".join(["the last lines that the port printed:", *(f"  | {line}" for line in lines)]) if lines else ""
+        lines = [f"  | {line}" for line in self._last_lines()]
+        return "\n".join(["the last lines that the port printed:", *lines]) if lines else ""
+
+    def _last_lines(self) -> list[str]:
+        return [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity.cases import Answer, Array, Case, Tensors
+from parity.cases import OPTIONAL, Answer, Case, Tensors
 from parity.errors import UsageError
 from parity.reference.dropout import Kept, Off, without_chance
 from parity.reference.noise import EXACTLY, Rounding
-from parity.reference.program import Reference, answer, fresh
-from parity.variations import Program
-from parity.verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
+from parity.reference.program import Reference, answer, arrays, fresh, torch_batch
+from parity.variations import Program, cases
+from parity.verdict.comparison import FACTOR, Comparison, Measured, measured, tolerances
 
 RUNS, MOST_RUNS = 6, 64
 
@@ -51,13 +51,15 @@ class Question:
         self._run(MOST_RUNS if len(self.runs) > RUNS else 3 * RUNS)
         return True
 
-    def paper(self) -> Paper:
-        """All of it as it can be recorded."""
-        return Paper(self.case, self.expected, self.own, self.tolerances())
+    def as_answers(self) -> dict[str, Answer]:
+        """All of it as it can be recorded: what `Paper.of` takes."""
+        own = {} if self.own is None else {"reference": self.own}
+        return {"expected": self.expected, "tolerance": self.tolerances(), **own}
 
     def _run(self, count: int) -> None:
         for run in range(len(self.runs) + 1, count + 1):
-            self.runs.append(self.sitting.answer(self.case, self.sitting.rounding(self.case, run)))
+            rounding = Rounding(run, self.case.dtype == np.float32, self.sitting.precision)
+            self.runs.append(self.sitting.answer(self.case, rounding))
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,19 @@ class Sitting:
         return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
 
     @property
+    def dropout(self) -> str:
+        """`off`, or `kept`: nothing is dropped, and all of it is scaled."""
+        return str(self.offers.get("dropout", "off"))
+
+    @property
+    def name(self) -> str:
+        return self.reference.name
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        return self.program.parameters
+
+    @property
     def float64(self) -> bool:
         return bool(self.offers.get("float64", True)) and self.precision == "float32"
 
@@ -94,13 +109,13 @@ class Sitting:
         """Whether both sides can train and report as the program does."""
         return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
 
-    def rounding(self, case: Case, run: int) -> Rounding:
-        """That of one of many runs of a case."""
-        return Rounding(run, case.dtype == np.float32, self.precision)
+    def cases(self, seed: int, quick: bool) -> list[Case]:
+        """All that is worth asking."""
+        return cases(self.program, seed, quick, self.float64)
 
     def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
-        chance = Kept if self.offers.get("dropout") == "kept" else Off
+        chance = Kept if self.dropout == "kept" else Off
         return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
 
     def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
@@ -129,7 +144,7 @@ class Sitting:
     def not_judged(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """What was not asked, and why."""
         said = []
-        for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate")):
+        for stage, name in zip(("init", "epoch", "evaluate"), OPTIONAL, strict=True):
             if stage in wanted and not getattr(self.reference, name):
                 said.append(f"{stage}: the reference has no {name}")
             elif stage in wanted and name not in self.offers.get("offers", ()):
@@ -145,9 +160,8 @@ class Sitting:
 
     def notes(self) -> tuple[str, ...]:
         """How both sides were asked, and what else is worth saying."""
-        kept = self.offers.get("dropout") == "kept"
-        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
-        return (dropout, *self.remarks)
+        kept = "dropout keeps everything and scales it on both sides"
+        return (kept if self.dropout == "kept" else "dropout is off on both sides", *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""
@@ -158,9 +172,17 @@ class Sitting:
             if not one.passes and (name := one.quantity.rpartition("/")[2]) and (place := place_of(module, name))
         }
 
-    def all_places(self) -> dict[str, str]:
-        """Where the module of every tensor is written."""
-        return {name: place for name in self.program.state if (place := place_of(self._module, name))}
+    def about(self) -> dict[str, Any]:
+        """What a recording says of its reference."""
+        places = {name: place for name in self.program.state if (place := place_of(self._module, name))}
+        return {
+            "reference": self.reference.name,
+            "dropout": self.dropout,
+            "parameters": sorted(self.parameters),
+            "not_judged": list(self.dropped),
+            "notes": list(self.notes()),
+            "places": places,
+        }
 
     @cached_property
     def _module(self) -> nn.Module:
@@ -171,17 +193,14 @@ def place_of(module: nn.Module, name: str) -> str:
     """`features.1: Linear (program.py:31)` for `features.1.weight`; "" for what is no tensor of the module."""
     path, _, _ = name.rpartition(".")
     owner, inner, written = module, "", type(module)
-    walked = []
     for part in filter(None, path.split(".")):
-        if not isinstance(getattr(owner, part, None), nn.Module):
+        child = getattr(owner, part, None)
+        if not isinstance(child, nn.Module):
             return ""
         if not type(owner).__module__.startswith("torch.nn"):
             written, inner = type(owner), part
-        owner = getattr(owner, part)
-        walked.append(part)
-    if not walked:
-        return ""
-    return f"{path}: {type(owner).__name__}{_line(written, inner)}"
+        owner = child
+    return f"{path}: {type(owner).__name__}{_line(written, inner)}" if path else ""
 
 
 def _line(written: type, attribute: str) -> str:
@@ -199,30 +218,16 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     if len(reference.batches) < 1:
         raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
-    state = {name: _numbers(tensor) for name, tensor in module.state_dict().items()}
+    state = arrays(module.state_dict())
     trained = dict(module.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
     module.train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        reference.loss(
-            module, {name: torch.from_numpy(np.array(array)) for name, array in reference.batches[0].items()}
-        )
-    running = {
-        name
-        for name, tensor in module.state_dict().items()
-        if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
-    }
-    offered = [
-        bool(getattr(reference, name)) and name in offers.get("offers", ())
-        for name in ("init", "train_epoch", "evaluate")
-    ]
+        reference.loss(module, torch_batch(reference.batches[0]))
+    after = arrays(module.state_dict())
+    buffers = [name for name in state if name not in trained]
+    running = {name for name in buffers if not np.array_equal(after[name], state[name], equal_nan=True)}
+    offered = [bool(getattr(reference, name)) and name in offers.get("offers", ()) for name in OPTIONAL]
     program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
-    return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
-
-
-def _numbers(tensor: torch.Tensor) -> Array:
-    """A tensor's values; those of half precision as float32, which is what crosses the border."""
-    tensor = tensor.detach().cpu()
-    half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return np.array((tensor.float() if half else tensor).numpy())
+    return replace(program, further=tuple(reference.cases(program))) if reference.cases else program

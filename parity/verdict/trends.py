@@ -115,15 +115,13 @@ def distances(case: Case, runs: dict[str, Answer]) -> dict[str, Array]:
     """
     names = [name for name, tensor in case.state.items() if tensor.dtype.kind == "f"]
 
-    def at(run: Answer, epoch: int) -> Array:
-        return np.concatenate([run[f"state/{epoch}/{name}"].ravel().astype(np.float64) for name in names])
+    def flat(tensors: Tensors, prefix: str = "") -> Array:
+        return np.concatenate([tensors[f"{prefix}{name}"].ravel().astype(np.float64) for name in names])
 
-    start = np.concatenate([case.state[name].ravel().astype(np.float64) for name in names])
-    _, first = next(iter(runs.items()))
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for epoch in range(1, case.epochs + 1):
-        center = at(first, epoch)
-        moved = max(float(np.linalg.norm(center - start)), 1e-300)
-        for name, run in runs.items():
-            found[name].append(float(np.linalg.norm(at(run, epoch) - center)) / moved)
-    return {name: np.array(values) for name, values in list(found.items())[1:]}
+    def path(run: Answer) -> Array:
+        return np.array([flat(run, f"state/{epoch}/") for epoch in range(1, case.epochs + 1)])
+
+    first, *others = runs
+    center = path(runs[first])
+    moved = np.maximum(np.linalg.norm(center - flat(case.state), axis=1), 1e-300)
+    return {name: np.linalg.norm(path(runs[name]) - center, axis=1) / moved for name in others}
