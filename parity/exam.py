@@ -109,7 +109,7 @@ def examine(
         found = _compared(answered, wanted)
         seen = {(one.case, one.quantity): one for one in found}
         while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
-            causes.append(cause.said)
+            causes += cause.said
             sitting = sitting.rewritten(cause.rewrite)
             answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)

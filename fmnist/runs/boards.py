@@ -38,7 +38,7 @@ def start(output: Path, framework: str, done: int) -> Any:
         return SummaryWriter(str(folder / framework))
 
     def go_on(curves: Path) -> Any:
-        # tensorboardX names a file by the second it is made in, and empties one of that name: the curves of a run just ended.
+        # tensorboardX names a file by its second, and empties one of that name: the curves of a run just ended.
         files = len(list(curves.glob("*")))
         return SummaryWriter(str(curves), purge_step=done + 1, filename_suffix=f".{files:06d}")
 

@@ -1,6 +1,7 @@
 """Experiments for what is in no catalogue: one call's result scaled, left out, or kept from the gradient."""
 
-from parity.mistakes.mistake import Mistake, calls
+from parity.mistakes.mistake import Mistake
+from parity.mistakes.tries import calls
 
 _COMPUTED = (
     "linear matmul softmax mul add sub div conv2d conv1d conv_transpose2d layer_norm group_norm batch_norm rms_norm "

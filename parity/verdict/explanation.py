@@ -45,9 +45,10 @@ LETTERS = {
 
 @dataclass(frozen=True)
 class Explained:
-    """Equally good explanations, and the reference with the first of them in."""
+    """What was found, and the reference with it in."""
 
-    said: tuple[Explanation, ...]
+    said: tuple[tuple[Explanation, ...], ...]
+    """One entry a mistake: equally good explanations of it, of which the first is in."""
     rewrite: Rewrite
 
 
@@ -305,7 +306,7 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
             agreeing.append((candidate, worst))
     if not agreeing:
         return None
-    return Explained(tuple(said(one, search.stage, worst) for one, worst in agreeing), agreeing[0][0].rewrite)
+    return Explained((tuple(said(one, search.stage, worst) for one, worst in agreeing),), agreeing[0][0].rewrite)
 
 
 def _pair(search: Search) -> Explained | None:
@@ -334,7 +335,7 @@ def _pair(search: Search) -> Explained | None:
     for _, one, other, both in sorted(found, key=lambda each: each[0]):
         worst = search.agrees(both)
         if worst is not None:
-            return Explained((said(one, search.stage, worst), said(other, search.stage, worst)), both)
+            return Explained(((said(one, search.stage, worst),), (said(other, search.stage, worst),)), both)
     return None
 
 

@@ -1,12 +1,17 @@
 """What tests of the programs share: one run of each side that serves many claims."""
 
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from fmnist.data import Dataset
-from tests.conftest import command
+from tests.conftest import ROOT, command
 
 SIDES = ["fmnist_torch", "fmnist_jax"]
 
@@ -28,3 +33,18 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[
         assert done.returncode == 0, done.stderr
         runs[side] = Trained(done.stdout, folder)
     return runs
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A command that runs beside the test."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )

@@ -23,7 +23,7 @@ from fmnist.experiment import Experiment
 from fmnist_torch import train
 from fmnist_torch.model import init
 from tests.conftest import assert_one_line, command, here
-from tests.programs.conftest import SIDES, Trained
+from tests.programs.conftest import SIDES, Trained, start
 
 STARTED = {"checkpoint.safetensors", "config.json", "environment.json", "metrics.jsonl"}
 FILES = STARTED | {"model.safetensors", "curves.png"}
@@ -162,8 +162,7 @@ def test_a_folder_in_a_file_s_place_is_refused_before_anything_is_deleted(datase
 
 
 def test_an_interrupted_run_ends_with_130_and_one_line(dataset: Dataset) -> None:
-    arguments = [sys.executable, "-m", "fmnist_jax.train", "--epochs", "100000"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with start("fmnist_jax.train", "--epochs", "100000") as run:
         assert run.stdout is not None
         assert run.stderr is not None
         assert run.stdout.readline() == "Epoch 1\n"  # not held back, though this is no terminal

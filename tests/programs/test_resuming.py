@@ -31,7 +31,7 @@ from fmnist.runs.checkpoints import Checkpoint
 from fmnist.signatures import save_signed
 from fmnist_jax import torch_rng
 from tests.conftest import ROOT, assert_one_line, here
-from tests.programs.conftest import SIDES, Trained
+from tests.programs.conftest import SIDES, Trained, start
 from tests.tools import crash
 
 
@@ -144,13 +144,6 @@ def test_checkpoints_come_as_often_as_asked_for(dataset: Dataset, tmp_path: Path
     run.kill()
     run.wait()
     assert checkpoints.read(tmp_path / "checkpoint.safetensors").epoch == 0
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True
-    )
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

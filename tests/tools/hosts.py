@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,14 +63,27 @@ def module(source: str, path: Path) -> ModuleType:
     return made
 
 
+def all_kept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """flax's dropout, all of it kept and scaled, for `nn.intercept_methods`."""
+    dropout = context.module
+    if not isinstance(dropout, nn.Dropout):
+        return call(*args, **kwargs)
+    given = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
+    deterministic = nn.merge_param("deterministic", dropout.deterministic, given)
+    return args[0] if deterministic or dropout.rate in (0, 1) else args[0] / (1 - dropout.rate)
+
+
 class HostPort:
-    """A port made of a mirror's plain functions."""
+    """A port made of a mirror's plain functions; where dropout is flax's, it keeps everything."""
 
     def __init__(self, mirror: Any, name: str = "") -> None:
         self.mirror = mirror
         self.__name__ = name or mirror.__name__
         self.value_and_grad_of = jax.jit(self._value_and_grad)
         self.outputs_of = jax.jit(mirror.outputs, static_argnums=2)
+        keeps = "nn.Dropout(" in Path(mirror.__file__).read_text()
+        self.DROPOUT = "kept" if keeps else "off"
+        self.rng = (jax.random.key(0),) if keeps else ()
 
     def load_state_dict(self, tensors: dict[str, Any]) -> Any:
         wide = any(tensor.dtype == np.float64 for tensor in tensors.values())
@@ -81,10 +95,13 @@ class HostPort:
         return {name: np.array(tensor) for name, tensor in self.mirror.to_torch(state[0]).items()}
 
     def outputs(self, state: Any, batch: Any, train: bool) -> dict[str, Any]:
-        return {name: np.array(one) for name, one in self.outputs_of(state[0], _arrays(batch), train).items()}
+        with nn.intercept_methods(all_kept):
+            said = self.outputs_of(state[0], _arrays(batch), train, *self.rng)
+        return {name: np.array(one) for name, one in said.items()}
 
     def value_and_grad(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
-        loss, grads = self.value_and_grad_of(state[0], _arrays(batch))
+        with nn.intercept_methods(all_kept):
+            loss, grads = self.value_and_grad_of(state[0], _arrays(batch))
         named = self.mirror.to_torch({**state[0], "params": grads})
         buffers = ("running_", "num_batches_tracked")
         return np.array(loss), {
@@ -92,12 +109,13 @@ class HostPort:
         }
 
     def train_step(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        variables, opt_state, loss = self.mirror.train_step(*state, _arrays(batch))
+        with nn.intercept_methods(all_kept):
+            variables, opt_state, loss = self.mirror.train_step(*state, _arrays(batch), *self.rng)
         return (variables, opt_state), np.array(loss)
 
     def _value_and_grad(self, variables: Any, batch: Any) -> Any:
         def loss(params: Any) -> Any:
-            return self.mirror.loss({**variables, "params": params}, batch, True)
+            return self.mirror.loss({**variables, "params": params}, batch, True, *self.rng)
 
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         return value, grads

@@ -1,0 +1,187 @@
+"""Convolutions and pools: their padding, their kernels, and the order in which their results are flattened."""
+
+import math
+from typing import Any
+
+from torch.nn import functional
+
+from parity.mistakes.mistake import Diff, Mistake
+from parity.mistakes.tries import calls
+from parity.reference.rewrite import Call
+
+CONVOLUTIONS = "conv1d conv2d conv3d"
+TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
+MAX_POOLS, AVERAGE_POOLS = "max_pool1d max_pool2d", "avg_pool1d avg_pool2d"
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * count
+
+
+def _as_same(call: Call, kernel: tuple[int, ...], stride: Any, dilation: Any, fill: float) -> Any:
+    """A call whose input is padded as XLA's SAME does: by as little as possible, and more at the end."""
+    x = call["input"]
+    count = len(kernel)
+    pads: list[int] = []
+    for size, width, step, gap in zip(
+        x.shape[-count:], kernel, _each(stride, count), _each(dilation, count), strict=True
+    ):
+        total = max((math.ceil(size / step) - 1) * step + (width - 1) * gap + 1 - size, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    return call.run(input=functional.pad(x, pads, value=fill), padding=0)
+
+
+def _convolution_same(call: Call) -> Any:
+    return _as_same(call, tuple(call["weight"].shape[2:]), call["stride"], call["dilation"] or 1, 0.0)
+
+
+def _pool_same(call: Call) -> Any:
+    count = int(call.site.function[-2])
+    fill = -math.inf if call.site.function.startswith("max") else 0.0
+    kernel = _each(call["kernel_size"], count)
+    return _as_same(call, kernel, call["stride"] or kernel, call["dilation"] or 1, fill)
+
+
+def _is_padded(call: Call) -> bool:
+    padding = call["padding"] or 0
+    return isinstance(padding, str) or any(_each(padding, 1))
+
+
+def _strides(call: Call) -> bool:
+    stride = call["kernel_size"] if call["stride"] is None else call["stride"]
+    return any(step > 1 for step in _each(1 if stride is None else stride, 1))
+
+
+def _another_pool(call: Call) -> Any:
+    takes_largest, count = call.site.function.startswith("max"), call.site.function[-2:]
+    pool = getattr(functional, f"{'avg' if takes_largest else 'max'}_pool{count}")
+    return pool(call["input"], call["kernel_size"], call["stride"], call["padding"] or 0)
+
+
+def _zero_padded(call: Call) -> Any:
+    count = int(call.site.function[-2])
+    pads = [pad for side in reversed(_each(call["padding"], count)) for pad in (side, side)]
+    return call.run(input=functional.pad(call["input"], pads), padding=0)
+
+
+def _transposed_same(call: Call) -> Any:
+    """A transposed convolution cropped as SAME crops it: to the input's size times the stride, at the start first."""
+    x, kernel, bias = call["input"], call["weight"].shape[2:], call["bias"]
+    full = call.run(padding=0, output_padding=0, bias=None)
+    pads: list[int] = []
+    for axis, (width, step) in enumerate(zip(kernel, _each(call["stride"], len(kernel)), strict=True), 2):
+        before = width - 1 if step > width - 1 else math.ceil((width + step - 2) / 2)
+        start = width - 1 - before
+        pads = [-start, x.shape[axis] * step - (full.shape[axis] - start), *pads]
+    result = functional.pad(full, pads)
+    return result if bias is None else result + bias.view(-1, *(1 for _ in kernel))
+
+
+MISTAKES = (
+    Mistake(
+        "F030",
+        "convolution-padding-same",
+        "{place} is padded as SAME, the reference alike on both sides",
+        "padding='SAME' at stride 2 pads an even size by (0, 1) for a kernel of 3 and by (2, 3) for one of 7; torch's "
+        "padding=1 or 3 pads both sides. The shapes agree, the picture is shifted by a pixel; strides of 1 and odd "
+        "sizes agree altogether. In a ResNet-50 it is enough to change the class.",
+        (
+            Diff(
+                "convnet",
+                'conv(8, (3, 3), strides=2, use_bias=False, name="stem")',
+                'conv(8, (3, 3), strides=2, padding="SAME", use_bias=False, name="stem")',
+            ),
+            Diff("unet", 'strides=2, name="down1")', 'strides=2, padding="SAME", name="down1")'),
+        ),
+        ("flax#2993", "flax#963", "algorithmic-efficiency#231", "tensornets#25", "jax#12659"),
+        calls(
+            CONVOLUTIONS, lambda call, _: _convolution_same(call), when=lambda call: _strides(call) and _is_padded(call)
+        ),
+    ),
+    Mistake(
+        "F031",
+        "pool-padding-same",
+        "{place} is padded as SAME, the reference alike on both sides",
+        "As for convolutions: flax's and Keras's 'SAME' puts the odd one of the padding at the end, torch's padding "
+        "is the same on both sides. The shapes agree, and odd sizes agree altogether.",
+        (
+            Diff(
+                "convnet",
+                "nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))",
+                'nn.avg_pool(x, (3, 3), strides=(2, 2), padding="SAME")',
+            ),
+        ),
+        ("flax#2993", "flax: max_pool, avg_pool, padding"),
+        calls(
+            f"{MAX_POOLS} {AVERAGE_POOLS}",
+            lambda call, _: _pool_same(call),
+            when=lambda call: _strides(call) and _is_padded(call),
+        ),
+    ),
+    Mistake(
+        "F032",
+        "average-pool-counts-padding",
+        "whether {place} counts padding in its averages: {value}, in the reference: {was}",
+        "torch's AvgPool2d and flax's avg_pool divide by the whole window at the border; PoolFormer, Keras and "
+        "count_include_pad=False divide by the pixels that exist. The interior agrees.",
+        (
+            Diff(
+                "convnet",
+                "nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))",
+                "nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=False)",
+            ),
+        ),
+        ("flax#2401", "flax#2448", "flax#2451", "flax#1848", "tvm#18487"),
+        calls(
+            AVERAGE_POOLS,
+            lambda call, value: call.run(count_include_pad=value),
+            (False, True),
+            was=lambda call: call["count_include_pad"] is not False,
+            when=_is_padded,
+        ),
+    ),
+    Mistake(
+        "F033",
+        "max-pool-pads-with-zeros",
+        "{place} pads with zeros, the reference with minus infinity",
+        "Who pads by hand pads with zeros, and then takes the largest: negative values at the border become 0. After "
+        "a ReLU there are none, and nothing is wrong.",
+        (
+            Diff(
+                "",
+                "nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))",
+                "nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), strides=(2, 2))",
+            ),
+        ),
+        ("torch: MaxPool2d, implicit negative infinity padding",),
+        calls(MAX_POOLS, lambda call, _: _zero_padded(call), when=_is_padded),
+    ),
+    Mistake(
+        "F034",
+        "another-pool",
+        "{place} takes {value} of each window, the reference {was}",
+        "Two functions with the same arguments and shapes: an average where the reference takes the largest trains "
+        "about as well.",
+        (
+            Diff("convnet", "nn.max_pool(x,", "nn.avg_pool(x,"),
+            Diff("convnet", "nn.avg_pool(x,", "nn.max_pool(x,"),
+        ),
+        ("flax: avg_pool, max_pool",),
+        calls(
+            f"{MAX_POOLS} {AVERAGE_POOLS}",
+            lambda call, _: _another_pool(call),
+            ("the largest", "the mean"),
+            was=lambda call: "the largest" if call.site.function.startswith("max") else "the mean",
+        ),
+    ),
+    Mistake(
+        "F038",
+        "transposed-padding-same",
+        "the result of {place} is cropped as SAME does, the reference's by its padding",
+        "'SAME' with stride 2 and an odd kernel crops at the other end than torch's padding=1, output_padding=1: the "
+        "picture is shifted by one pixel, and its shape is right.",
+        (Diff("unet", "padding=((1, 2), (1, 2))", 'padding="SAME"'),),
+        ("keras#22876", "keras-core#520"),
+        calls(TRANSPOSED, lambda call, _: _transposed_same(call)),
+    ),
+)

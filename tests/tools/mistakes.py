@@ -1,0 +1,226 @@
+"""Mistakes planted in the programs of tests/pairs, and what the judge says: `python -m tests.tools.mistakes planted`.
+
+    planted [CODE|LETTER|HOST ...]   every mistake of the catalogue, in every program that can have it
+    pairs [COUNT]                    two of them at once, drawn at random
+    right [EXAMINATIONS] [HOST ...]  right ports by several authors
+    blind ARCHIVE                    wrong ports by an author who saw neither the catalogue nor the judge
+
+With `--quick`, fewer cases are asked, and all of them where those do not fail. What is expected of a case is worked
+out once for all ports of a program.
+"""
+
+import io
+import json
+import random
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import jax
+
+from parity.cases import Case
+from parity.exam import examine
+from parity.mistakes import CATALOGUE
+from parity.mistakes.mistake import Diff, Mistake
+from parity.port.held import Held
+from parity.reference.asked import Question, Sitting
+from parity.verdict.comparison import Verdict
+from parity.verdict.explanation import LETTERS
+from tests.tools.hosts import HOSTS, PAIRS, HostPort, mirror, module, planted, reference
+
+Asked = dict[tuple[str, str], Question | None]
+
+
+@dataclass(frozen=True)
+class Remembering(Sitting):
+    """A sitting that keeps what its first reference has answered."""
+
+    first: Any = None
+    asked: Asked = field(default_factory=dict)
+
+    def ask(self, case: Case) -> Question | None:
+        if self.reference is not self.first:
+            return super().ask(case)
+        key = (case.call, case.name)
+        if key not in self.asked:
+            self.asked[key] = super().ask(case)
+        return self.asked[key]
+
+
+@cache
+def prepared(host: str, dropout: str) -> Remembering:
+    offers = Held(HostPort(mirror(host), host)).describe() | {"dropout": dropout}
+    sitting = Sitting.of(reference(host), offers, "float32")
+    return Remembering(
+        sitting.reference,
+        sitting.offers,
+        sitting.precision,
+        sitting.program,
+        has_chance=sitting.has_chance,
+        first=sitting.reference,
+    )
+
+
+def judged(host: str, port: Any, **how: Any) -> Verdict:
+    """The verdict on a module like a program's mirror."""
+    held = HostPort(port, host)
+    sitting = replace(prepared(host, held.DROPOUT), dropped=[], remarks=[])
+    try:
+        return examine(sitting, Held(held), **how)
+    finally:
+        jax.clear_caches()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A wrong port, the mistakes that are in it, and what was said."""
+
+    host: str
+    codes: tuple[str, ...]
+    verdict: Verdict
+    seconds: float
+
+    @property
+    def stage(self) -> str:
+        return next((one.stage for one in self.verdict.comparisons if not one.passes), "")
+
+    @property
+    def named(self) -> list[set[str]]:
+        """Equally good explanations, mistake by mistake."""
+        return [{one.code for one in group} for group in self.verdict.explanations]
+
+    @property
+    def missed(self) -> set[str]:
+        return set(self.codes) - set().union(*self.named)
+
+    @property
+    def wrongly(self) -> list[set[str]]:
+        """What was said and is in no way in it; a general experiment names no mistake."""
+        return [group for group in self.named if not group & set(self.codes) and "" not in group]
+
+    def line(self) -> str:
+        said = "; ".join(
+            " or ".join(f"{one.code or 'experiment'} at {one.place}, left {one.ratio:.2g}" for one in group)
+            for group in self.verdict.explanations
+        )
+        notes = "; ".join(note for note in self.verdict.notes if "known" in note or "untried" in note)
+        result = "not caught" if not self.stage else "wrong" if self.wrongly else "unnamed" if self.missed else "named"
+        return (
+            f"{result:<10} {'+'.join(self.codes):<10} {self.host:<12} {self.stage:<10} {self.seconds:4.0f} s  "
+            f"{said or notes or next((one.wrong or '' for one in self.verdict.comparisons if not one.passes), '')}"
+        )
+
+
+def tried(host: str, codes: Sequence[str], port: Any, quick: bool = False) -> Trial:
+    began = time.monotonic()
+    verdict = judged(host, port, quick=quick)
+    if quick and verdict.agrees:
+        verdict = judged(host, port)
+    return Trial(host, tuple(codes), verdict, time.monotonic() - began)
+
+
+def catalogue(wanted: Sequence[str]) -> Iterator[tuple[Mistake, Diff]]:
+    """Mistakes and the programs that they can be planted in: of these codes, letters and programs."""
+    hosts = {one for one in wanted if one in HOSTS} or set(HOSTS)
+    codes = {one for one in wanted if one not in HOSTS}
+    for host in HOSTS:
+        for mistake in CATALOGUE:
+            for diff in mistake.diffs:
+                if diff.host == host and host in hosts and (not codes or {mistake.code, mistake.code[0]} & codes):
+                    yield mistake, diff
+
+
+def planted_mistakes(wanted: Sequence[str], quick: bool) -> Iterator[Trial]:
+    for mistake, diff in catalogue(wanted):
+        try:
+            port = planted(diff)
+        except ValueError as error:
+            print(f"not planted {mistake.code} {error}", flush=True)
+            continue
+        yield tried(diff.host, [mistake.code], port, quick)
+
+
+def pairs(count: int, quick: bool) -> Iterator[Trial]:
+    """Two mistakes that can be told at once: the lines of neither hold those of the other."""
+    draw = random.Random(0)
+    everywhere = [(mistake, diff) for mistake, diff in catalogue(()) if mistake.tries is not None]
+    drawn = 0
+    chosen = []
+    while drawn < count:
+        (one, first), (other, second) = draw.sample(everywhere, 2)
+        path = PAIRS / first.host / "mirror.py"
+        if first.host != second.host or one is other:
+            continue
+        both = path.read_text().replace(first.right, first.wrong)
+        if both.count(second.right) != 1 or second.wrong in first.wrong:
+            continue
+        chosen.append((first.host, (one.code, other.code), both.replace(second.right, second.wrong)))
+        drawn += 1
+    for host, codes, source in sorted(chosen, key=lambda each: HOSTS.index(each[0])):
+        yield tried(host, codes, module(source, PAIRS / host / "mirror.py"), quick)
+
+
+def right(examinations: int, hosts: Sequence[str]) -> int:
+    """Examinations of right ports; the number of alarms."""
+    alarms = 0
+    for host in hosts or HOSTS:
+        for name in ("mirror", *(f"right_{number}" for number in range(1, 6))):
+            largest = 0.0
+            for seed in range(examinations):
+                port = HostPort(mirror(host, name), host)
+                sitting = replace(prepared(host, port.DROPOUT), dropped=[], remarks=[], asked={})
+                verdict = examine(sitting, Held(port), seed=seed)
+                largest = max(largest, *(one.ratio for one in verdict.comparisons))
+                alarms += not verdict.agrees
+                for one in verdict.comparisons:
+                    if not one.passes:
+                        print(f"ALARM {host}/{name}, seed {seed}: {one.stage}, {one.case}, {one.quantity}: {one.ratio}")
+            print(f"{host:<12} {name:<10} {examinations} examinations, largest ratio {largest:.2f}", flush=True)
+            jax.clear_caches()
+    return alarms
+
+
+def blind(archive: str) -> Iterator[Trial]:
+    """`truth.json` in an archive says for each file its host and the codes of what is wrong with it."""
+    with tarfile.open(archive) as opened:
+        files = {one.name: opened.extractfile(one) for one in opened if one.isfile()}
+        texts = {name.removeprefix("./"): io.TextIOWrapper(file).read() for name, file in files.items() if file}
+    for entry in json.loads(next(text for name, text in texts.items() if name.endswith("truth.json"))):
+        source = next(text for name, text in texts.items() if name.endswith(entry["file"]))
+        yield tried(entry["host"], [entry["id"]], module(source, PAIRS / entry["host"] / "mirror.py"))
+
+
+def told(trials: Iterator[Trial]) -> int:
+    """Prints each, and how many were what; whether all went well."""
+    counts: Counter[str] = Counter()
+    for trial in trials:
+        print(trial.line(), flush=True)
+        counts["trials"] += 1
+        counts["caught"] += bool(trial.stage)
+        counts["at their stage"] += bool(trial.stage) and any(code[0] in LETTERS[trial.stage] for code in trial.codes)
+        counts["named"] += not trial.missed
+        counts["wrongly"] += bool(trial.wrongly)
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    return int(counts["caught"] < counts["trials"] or counts["wrongly"] > 0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    quick = "--quick" in arguments
+    what, *rest = (one for one in arguments if one != "--quick")
+    if what == "right":
+        return int(right(int(rest[0]) if rest else 20, rest[1:]) > 0)
+    ways: dict[str, Callable[[], Iterator[Trial]]] = {
+        "planted": lambda: planted_mistakes(rest, quick),
+        "pairs": lambda: pairs(int(rest[0]) if rest else 200, quick),
+        "blind": lambda: blind(rest[0]),
+    }
+    return told(ways[what]())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
