@@ -77,7 +77,12 @@ def save(path: Path, value: Recording | Answers) -> None:
     Raises:
         OSError: it cannot be written; what was there is untouched.
     """
-    write(path, pack({"kind": type(value).__name__, **vars(value)}))
+    write(path, packed(value))
+
+
+def packed(value: Recording | Answers) -> bytes:
+    """What `save` writes."""
+    return pack({"kind": type(value).__name__, **vars(value)})
 
 
 def write(path: Path, content: bytes) -> None:

@@ -6,12 +6,12 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
 
-from parity.cases_file import Answers, Recording, digest, load, save, write
+from parity.cases_file import Answers, Recording, digest, load, packed, save, write
 from parity.errors import PortError, UsageError, one_line
 from parity.flags import NAME, again, interpreter, names, parse
 from parity.port.process import PortProcess
@@ -19,12 +19,12 @@ from parity.port.protocol import can_answer
 from parity.port.stub import stub
 from parity.verdict.comparison import Curves, Verdict
 from parity.verdict.report import report
-from parity.verdict.several import agree, as_json, as_markdown, section, sentence
+from parity.verdict.several import agree, as_json, as_markdown, sentence
 
-REPORTS = ("report.json", "report.md", "trajectory.png", "trends.png")
-_STDOUT = "standard output"
 FAILURE = "failure.npz"
 """The smallest case that still fails, with everybody's answers."""
+REPORTS = ("report.json", "report.md", "trajectory.png", "trends.png", FAILURE)
+_STDOUT = "standard output"
 
 
 def main(arguments: list[str]) -> int:
@@ -56,6 +56,11 @@ def main(arguments: list[str]) -> int:
     except UsageError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(f"{NAME}: {error}: {options.command} needs it; a port alone sits an exam by answer", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted", file=sys.stderr)
         return 130
@@ -80,6 +85,7 @@ def _judge(options: argparse.Namespace) -> int:
     from parity.reference.whole_runs import Source
 
     verdicts: dict[str, Verdict] = {}
+    failures: list[Recording] = []
     with _sitting(named.port, options, named.adapter) as process, _progress() as progress, ExitStack() as runs:
         examinees = process.programs
         if set(examinees) != set(references):
@@ -102,7 +108,7 @@ def _judge(options: argparse.Namespace) -> int:
                 last,
                 keep_going=options.keep_going,
                 progress=progress,
-                on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
+                on_failure=failures.append if options.output else None,
                 **asked,
             )
             verdicts[name] = found
@@ -110,11 +116,11 @@ def _judge(options: argparse.Namespace) -> int:
                 progress("")
                 # What is to be saved is not lost with a standard output that fails: the last line will say so.
                 with contextlib.suppress(OSError) if options.output else contextlib.nullcontext():
-                    _say(section(name, found, again(options)))
+                    _say(f"{name}\n{'-' * len(name)}\n{report(found, again(options))}\n")
             if not found.agrees and not options.keep_going:
                 break
     margins = {name: reference.whole_run.margins for name, reference in references.items() if reference.whole_run}
-    return _tell(verdicts, options, len(references), margins)
+    return _tell(verdicts, options, len(references), margins, failures)
 
 
 def _record(options: argparse.Namespace) -> int:
@@ -209,10 +215,8 @@ def _sitting(port: str, options: argparse.Namespace, adapter: str = "") -> PortP
 
 
 def _references(spec: str, options: argparse.Namespace) -> dict[str, Any]:
-    try:
-        from parity.reference.find import find
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error}: the reference needs torch here; where there is none, use {NAME} answer") from None
+    from parity.reference.find import find
+
     return find(spec, options.data)
 
 
@@ -239,8 +243,6 @@ def _check_output(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"{options.output}: {error.strerror}; expected a folder for the reports") from None
     held = [name for name in REPORTS if (options.output / name).exists()]
-    if options.overwrite:
-        (options.output / FAILURE).unlink(missing_ok=True)
     if held and not options.overwrite:
         raise UsageError(f"{options.output}: holds {' and '.join(held)}; give another folder, or --overwrite")
 
@@ -250,19 +252,28 @@ def _tell(
     options: argparse.Namespace,
     programs: int = 1,
     margins: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    failures: Sequence[Recording] = (),
 ) -> int:
     command = again(options)
-    if options.output is not None:
-        texts = as_json(verdicts, programs), as_markdown(verdicts, programs, command)
-        for name, text in zip(REPORTS, texts, strict=False):
-            write(options.output / name, text.encode())
-        for program, verdict in verdicts.items():
-            if verdict.curves != Curves():
-                from parity.verdict.pictures import pictures
+    try:
+        if options.output is not None:
+            files = {
+                "report.json": as_json(verdicts, programs).encode(),
+                "report.md": as_markdown(verdicts, programs, command).encode(),
+                **({FAILURE: packed(failures[-1])} if failures else {}),
+            }
+            for program, verdict in verdicts.items():
+                if verdict.curves != Curves():
+                    from parity.verdict.pictures import pictures
 
-                for name, picture in pictures(verdict.curves, margins[program], verdict.port).items():
-                    write(options.output / name, picture)
-    _say(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
+                    files |= pictures(verdict.curves, margins[program], verdict.port)
+            for name in REPORTS:
+                if name in files:
+                    write(options.output / name, files[name])
+                else:  # of an earlier exam
+                    (options.output / name).unlink(missing_ok=True)
+    finally:  # a disk that is full takes no verdict along
+        _say(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
     return 0 if agree(verdicts) else 1
 
 

@@ -2,15 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.cases import Case
 from parity.cases_file import Recording
 from parity.errors import PortError
-from parity.last_stages import LAST, LastStages, last_stages
 from parity.port.process import examinee
-from parity.reference.asked import Sitting
-from parity.reference.program import Reference
 from parity.shrink import shrunk
 from parity.verdict.comparison import (
     STAGES,
@@ -25,14 +22,17 @@ from parity.verdict.comparison import (
     compare_patiently,
     measured,
 )
-from parity.verdict.explanation import explain
-from parity.verdict.trends import SEEDS
+from parity.verdict.trends import LAST, SEEDS
+
+if TYPE_CHECKING:  # an exam that is on paper is judged where there is no torch, too
+    from parity.last_stages import LastStages
+    from parity.reference.program import Reference
 
 Progress = Callable[[str], None]
 
 
 def judge(
-    reference: Reference,
+    reference: "Reference",
     port: Any,
     *,
     stages: Sequence[str] | None = None,
@@ -60,6 +60,9 @@ def judge(
         progress: told what is being asked.
         on_failure: given the smallest case that still fails, with everybody's answers.
     """
+    from parity.last_stages import last_stages
+    from parity.reference.asked import Sitting
+
     with examinee(port) as sat:
         sitting = Sitting.of(reference, sat.describe(), precision)
         return examine(
@@ -78,7 +81,7 @@ def judge(
 def examine(
     sitting: Any,
     port: Any,
-    last: LastStages | None = None,
+    last: "LastStages | None" = None,
     *,
     stages: Sequence[str] | None = None,
     keep_going: bool = False,
@@ -96,6 +99,8 @@ def examine(
         last: whole runs, which may have been begun in the background.
         explains: look for what explains a difference.
     """
+    if explains:
+        from parity.verdict.explanation import explain
     first, wanted = sitting, [stage for stage in STAGES if stages is None or stage in stages]
     asked = [case for case in sitting.cases(seed, quick) if not set(STAGES_OF[case.call]).isdisjoint(wanted)]
     compared: list[Comparison] = []
@@ -106,6 +111,8 @@ def examine(
             progress(f"{case.call}: {case.name}")
             if (question := sitting.ask(case)) is not None:
                 answered.append((question, _answer(port, case, sitting.parameters)))
+        if not answered:
+            sitting.refuse(case.call)
         found = _compared(answered, wanted)
         seen = {(one.case, one.quantity): one for one in found}
         while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
@@ -126,9 +133,7 @@ def examine(
         if last is not None and (keep_going or not causes):
             compared += last.compared()
     compared.sort(key=lambda one: STAGES.index(one.stage))
-    if on_failure is not None and not _agree(one for one in compared if one.stage not in LAST):
-        on_failure(_smallest_failure(first, port, asked, compared))
-    return Verdict(
+    verdict = Verdict(
         sitting.name,
         str(sitting.offers.get("port", "the port")),
         tuple(compared),
@@ -138,6 +143,10 @@ def examine(
         sitting.places(compared),
         Curves() if last is None else last.curves(),
     )
+    # Last, for what its smaller cases cannot be asked is no matter of the exam.
+    if on_failure is not None and not _agree(one for one in compared if one.stage not in LAST):
+        on_failure(_smallest_failure(first, port, asked, compared))
+    return verdict
 
 
 def _answer(port: Any, case: Case, parameters: frozenset[str]) -> Measured | PortError:
@@ -160,7 +169,7 @@ def _compared(answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequ
     return compared
 
 
-def _smallest_failure(sitting: Sitting, port: Any, asked: Sequence[Case], compared: Sequence[Comparison]) -> Recording:
+def _smallest_failure(sitting: Any, port: Any, asked: Sequence[Case], compared: Sequence[Comparison]) -> Recording:
     """The first case that fails, cut down as long as it fails at that stage."""
     worst = next(one for one in compared if not one.passes)
 

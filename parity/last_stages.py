@@ -9,9 +9,18 @@ from parity.errors import PortError
 from parity.reference.asked import Sitting
 from parity.reference.whole_runs import Source, Start, WholeRuns
 from parity.verdict.comparison import Comparison, Curves, Measured, broken, compare_patiently, measured
-from parity.verdict.trends import MOST_MOVED, MOVED, SEEDS, Drift, Metrics, distances, equivalence, forced, metrics
-
-LAST = ("trajectory", "trends")
+from parity.verdict.trends import (
+    LAST,
+    MOST_MOVED,
+    MOVED,
+    SEEDS,
+    Drift,
+    Metrics,
+    distances,
+    equivalence,
+    forced,
+    metrics,
+)
 
 
 def last_stages(
@@ -27,9 +36,8 @@ def last_stages(
     wanted = [stage for stage in LAST if (stages is None or stage in stages) and not (quick and stage == "trends")]
     if not wanted or not sitting.runs_whole:
         return None
-    if quick:  # few runs are not worth a second process
-        return LastStages(WholeRuns(sitting, 2, source, workers=1), port, wanted, seeds, moved=2, progress=progress)
-    return LastStages(WholeRuns(sitting, source=source), port, wanted, seeds, progress=progress)
+    epochs, workers, moved = (2, 1, 2) if quick else (None, None, MOVED)  # few runs are not worth a second process
+    return LastStages(WholeRuns(sitting, epochs, source, workers), port, wanted, seeds, moved, progress)
 
 
 @dataclass

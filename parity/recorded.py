@@ -1,20 +1,24 @@
 """An exam on paper: written where there is torch, and judged by the answers of a port that sat it elsewhere."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from parity.cases import OPTIONAL, Case
 from parity.cases_file import Answers, Recording
 from parity.exam import examine, judge
 from parity.port.protocol import can_answer
-from parity.reference.asked import Sitting
-from parity.reference.program import Reference
 from parity.verdict.comparison import STAGES, STAGES_OF, Comparison, Paper, Verdict
+from parity.verdict.trends import LAST
+
+if TYPE_CHECKING:
+    from parity.reference.program import Reference
+
+NO_WHOLE_RUNS = "trajectory, trends: an exam on paper has no whole runs"
 
 
 def record(
-    reference: Reference,
+    reference: "Reference",
     *,
     dropout: str = "off",
     stages: Sequence[str] | None = None,
@@ -24,21 +28,28 @@ def record(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Recording:
     """The exam on paper: cases, what is expected, and what rounding allows, for a port that sits it elsewhere."""
+    from parity.reference.asked import Sitting
+
     offers = {"port": "a port", "offers": list(OPTIONAL), "float64": True, "dropout": dropout}
     sitting = Sitting.of(reference, offers, precision)
+    wanted = [case for case in sitting.cases(seed, quick) if not set(STAGES_OF[case.call]).isdisjoint(stages or STAGES)]
     asked = []
-    for case in sitting.cases(seed, quick):
-        if not set(STAGES_OF[case.call]).isdisjoint(stages or STAGES):
-            progress(f"{case.call}: {case.name}")
-            if (question := sitting.ask(case)) is not None:
-                asked.append((case, question.as_answers()))
-    return Recording(sitting.about() | {"quick": quick, "precision": precision, "seed": seed}, tuple(asked))
+    for case in wanted:
+        progress(f"{case.call}: {case.name}")
+        if (question := sitting.ask(case)) is not None:
+            asked.append((case, question.as_answers()))
+    for call in {case.call for case in wanted} - {case.call for case, _ in asked}:
+        sitting.refuse(call)
+    about = sitting.about() | {"quick": quick, "precision": precision, "seed": seed}
+    if reference.whole_run is not None:
+        about["not_judged"].append(NO_WHOLE_RUNS)
+    return Recording(about, tuple(asked))
 
 
 def replay(
     recording: Recording,
     answers: Answers,
-    reference: Reference | None = None,
+    reference: "Reference | None" = None,
     *,
     stages: Sequence[str] | None = None,
     keep_going: bool = False,
@@ -53,8 +64,12 @@ def replay(
     """
     settings: dict[str, Any] = {"stages": stages, "keep_going": keep_going, "progress": progress}
     if reference is not None:
-        asked = {name: recording.about[name] for name in ("quick", "precision", "seed")}
-        return judge(reference, answers, **settings, **asked)
+        settings |= {name: recording.about[name] for name in ("quick", "precision", "seed")}
+        if reference.whole_run is None:
+            return judge(reference, answers, **settings)
+        settings["stages"] = [stage for stage in stages or STAGES if stage not in LAST]
+        verdict = judge(reference, answers, **settings)
+        return replace(verdict, not_judged=(*verdict.not_judged, NO_WHOLE_RUNS))
     return examine(Recorded(recording, answers.describe()), answers, explains=False, **settings)
 
 

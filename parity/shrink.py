@@ -1,13 +1,14 @@
 """The smallest case that still fails, for a file that somebody can look into."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from parity.cases import Case
 from parity.variations import examples, size
 
-ATTEMPTS = 12
-"""A port may compile anew for each shape."""
+ATTEMPTS, SECONDS = 12, 60.0
+"""A port may compile anew for each shape, or hang until its time is up."""
 
 
 def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
@@ -16,8 +17,8 @@ def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
     Args:
         fails: whether a case still does.
     """
-    candidates, left = _smaller(case), ATTEMPTS
-    while left and (smaller := next(candidates, None)) is not None:
+    candidates, left, end = _smaller(case), ATTEMPTS, time.monotonic() + SECONDS
+    while left and time.monotonic() < end and (smaller := next(candidates, None)) is not None:
         left -= 1
         if fails(smaller):
             case, candidates = smaller, _smaller(smaller)

@@ -11,8 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from parity.cases import Answer, Case
@@ -69,9 +70,12 @@ class PortProcess:
         self._stop()
 
     @property
-    def programs(self) -> "dict[str, Examinee]":
-        """What can be examined, by the names of the programs; a lone one's is ""."""
-        return {name: Examinee(self, name) for name in self._descriptions}
+    def programs(self) -> dict[str, Any]:
+        """What can be examined, with its own `describe()` and `answer(case)`, by its name; a lone one's is ""."""
+        return {
+            name: SimpleNamespace(describe=partial(self.describe, name), answer=partial(self.answer, program=name))
+            for name in self._descriptions
+        }
 
     def describe(self, program: str = "") -> dict[str, Any]:
         """The optional functions it offers, whether it can do float64, its dropout, its packages' versions."""
@@ -211,22 +215,6 @@ class PortProcess:
 
     def _last_lines(self) -> list[str]:
         return [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
-
-
-@dataclass(frozen=True)
-class Examinee:
-    """One program of a port's process."""
-
-    process: PortProcess
-    program: str
-
-    def describe(self) -> dict[str, Any]:
-        """See `PortProcess.describe`."""
-        return self.process.describe(self.program)
-
-    def answer(self, case: Case) -> Answer:
-        """See `PortProcess.answer`."""
-        return self.process.answer(case, self.program)
 
 
 class _Ended(Exception):

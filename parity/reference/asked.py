@@ -6,14 +6,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
 from parity.cases import OPTIONAL, Answer, Case, Tensors
-from parity.errors import UsageError
+from parity.errors import UsageError, line_of, told
 from parity.reference.dropout import Kept, Off, without_chance
 from parity.reference.noise import EXACTLY, Rounding
 from parity.reference.program import Reference, answer, arrays, fresh, torch_batch
@@ -80,11 +80,19 @@ class Sitting:
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
-        """Everything about a reference that must be known before it is asked."""
+        """Everything about a reference that must be known before it is asked.
+
+        Raises:
+            UsageError: it cannot be asked at all.
+        """
         dropout = offers.get("dropout", "off")
-        reference = replace(reference, module=without_chance(reference.module, dropout))
-        with Off() as off:
-            program = _program(reference, offers)
+        reference = replace(_usable(reference), module=without_chance(reference.module, dropout))
+        try:
+            with Off() as off:
+                program = _program(reference, offers)
+        except Exception as error:
+            where = line_of(error, inspect.getsourcefile(inspect.unwrap(reference.loss)))
+            raise UsageError(f"{reference.name or 'the reference'}: raises {told(error)}{where}") from None
         return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
 
     @property
@@ -124,15 +132,15 @@ class Sitting:
 
     def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
         """The same exam for another reference: one with a mistake that the port was found to make."""
-        return replace(self, reference=rewrite(self.reference))
+        return replace(self, reference=rewrite(self.reference), dropped=[*self.dropped])
 
     def ask(self, case: Case) -> Question | None:
         """The case with what is expected of it; None where the reference itself raises or overflows."""
         try:
             expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
             own = self.answer(case, None) if case.dtype == np.float32 else None
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            self.dropped.append(f"{case.call}, {case.name}: the reference raises {type(error).__name__}: {error}")
+        except Exception as error:
+            self.dropped.append(f"{case.call}, {case.name}: the reference raises {told(error)}")
             return None
         for name, values in expected.items():
             finite = np.isfinite(values)
@@ -140,6 +148,11 @@ class Sitting:
                 self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
                 return None
         return Question(case, expected, own, self)
+
+    def refuse(self, call: str) -> NoReturn:
+        """End an exam that the reference itself cannot sit: a stage that is not judged must not seem to agree."""
+        said = next(line for line in self.dropped if line.startswith(f"{call}, "))
+        raise UsageError(f"{self.name or 'the reference'}: {said}; and no other case of {call} can be asked")
 
     def not_judged(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """What was not asked, and why."""
@@ -214,9 +227,19 @@ def _line(written: type, attribute: str) -> str:
     return f" ({file}:{first + at})"
 
 
+def _usable(reference: Reference) -> Reference:
+    """With arrays in its batches."""
+    if isinstance(reference.module, nn.Module):
+        kind = type(reference.module).__name__
+        raise UsageError(f"the reference's module is a {kind}, expected a function that makes one: lambda: {kind}(...)")
+    batches = list(reference.batches)
+    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        what = "batches that are no dicts" if batches else "no batches"
+        raise UsageError(f"the reference has {what}; expected a list of dicts of arrays, at least one")
+    return replace(reference, batches=[arrays(batch) for batch in batches])
+
+
 def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
-    if len(reference.batches) < 1:
-        raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
     state = arrays(module.state_dict())
     trained = dict(module.named_parameters(remove_duplicate=False))

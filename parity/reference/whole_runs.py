@@ -87,7 +87,7 @@ def _case(sitting: Sitting, start: Start, epochs: int) -> Case:
     assert run is not None
     module = fresh(reference, start.seed) if reference.init is None else reference.init(start.seed)
     state = one_ulp_away(arrays(module.state_dict()), start.moved)
-    batches, test_batches = tuple(run.batches), tuple(run.test_batches)
+    batches, test_batches = tuple(map(arrays, run.batches)), tuple(map(arrays, run.test_batches))
     return Case(f"seed {start.seed}", "whole_run", state, batches, False, start.seed, test_batches, epochs)
 
 

@@ -112,6 +112,7 @@ def test_a_report_that_cannot_be_written_is_named(folder: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.endswith("\nparity: made/report.json: cannot be written: File too large\n")
     assert list(made.iterdir()) == []
+    assert done.stdout.splitlines()[-1].startswith("agrees: ")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,25 @@ def test_a_device_that_is_missing_is_not_the_port_s_fault(folder: Path, platform
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"parity: JAX has no device to run the port on: JAX_PLATFORMS={platform}, and its plugin")
+
+
+def test_where_there_is_no_torch_an_exam_on_paper_is_sat_and_judged(folder: Path) -> None:
+    only = ("--quick", "--only", "load", "outputs", "loss", "gradients")
+    assert main(["record", "reference.py", "exam.npz", *only]) == 0
+    bare = folder / "bare"
+    bare.mkdir()
+    (bare / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    variables = {"PYTHONPATH": f"{bare}{os.pathsep}{ROOT}"}
+    done = judge("answer", "exam.npz", "jax_port.py", "answers.npz", variables=variables)
+    assert done.returncode == 0, done.stderr
+    done = judge("replay", "exam.npz", "answers.npz", variables=variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("agrees: ")
+    for command in (["reference.py", "jax_port.py"], ["mistakes"]):
+        done = judge(*command, variables=variables)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr.startswith("parity: No module named 'torch': ")
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_port_is_judged_without_jit(folder: Path) -> None:
