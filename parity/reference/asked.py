@@ -140,14 +140,13 @@ class Sitting:
             expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
             own = self.answer(case, None) if case.dtype == np.float32 else None
         except Exception as error:
-            self.dropped.append(f"{case.call}, {case.name}: the reference raises {told(error)}")
-            return None
-        for name, values in expected.items():
-            finite = np.isfinite(values)
-            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name]) == finite).all():
-                self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
-                return None
-        return Question(case, expected, own, self)
+            why = f"the reference raises {told(error)}"
+        else:
+            why = _unfit(expected, own)
+            if not why:
+                return Question(case, expected, own, self)
+        self.dropped.append(f"{case.call}, {case.name}: {why}")
+        return None
 
     def refuse(self, call: str) -> NoReturn:
         """End an exam that the reference itself cannot sit: a stage that is not judged must not seem to agree."""
@@ -200,6 +199,17 @@ class Sitting:
     @cached_property
     def _module(self) -> nn.Module:
         return fresh(self.reference)
+
+
+def _unfit(expected: Measured, own: Measured | None) -> str:
+    """Why nothing can be expected of a port: what overflows in the reference, or is no number at all; else ""."""
+    finite = {name: np.isfinite(values) for name, values in expected.items() if values.dtype.kind == "f"}
+    if finite and not any(each.any() for each in finite.values()):
+        return "nothing that the reference says is finite"
+    for name, each in finite.items():
+        if own is not None and not (np.isfinite(own[name]) == each).all():
+            return f"{name} overflows in the reference"
+    return ""
 
 
 def place_of(module: nn.Module, name: str) -> str:

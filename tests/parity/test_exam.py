@@ -281,6 +281,10 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": lambda module: torch.optim.SGD(module.parameters(), lr=-1)},
         "train_steps, as given: the reference raises ValueError: Invalid learning rate: -1; and no other case of train",
     ),
+    "nan": (
+        {"loss": lambda module, batch: functional.cross_entropy(module(batch["x"]), batch["y"]) * torch.nan},
+        "value_and_grad, as given: nothing that the reference says is finite; and no other case of value_and_grad",
+    ),
     "parameters": ({"optimizer": lambda params: torch.optim.SGD(params)}, "TypeError: 'Net' object is not iterable"),
     "instance": ({"module": Net()}, "the reference's module is a Net, expected a function that makes one"),
     "key": ({"loss": lambda module, batch: batch["z"]}, r"raises KeyError: 'z' \(test_exam\.py:\d+\)"),

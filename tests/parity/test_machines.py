@@ -73,6 +73,10 @@ def judge(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@full_disk
 @pytest.mark.parametrize("programs", [("", ""), SEVERAL], ids=["one program", "several"])
 def test_a_standard_output_that_is_full_takes_no_report_along(folder: Path, programs: tuple[str, str]) -> None:
     for name, more in zip(("reference.py", "port.py"), programs, strict=True):
@@ -86,6 +90,7 @@ def test_a_standard_output_that_is_full_takes_no_report_along(folder: Path, prog
     assert "agrees: " in (folder / "made" / "report.md").read_text()
 
 
+@full_disk
 def test_help_for_a_full_disk_ends_in_one_line(folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = judge("--help", stdout=full)
@@ -116,14 +121,26 @@ def test_a_report_that_cannot_be_written_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("new", "none/port.py"), ("record", "reference.py", "none/exam.npz", *QUICK)], ids=["new", "record"]
+    ("arguments", "name"),
+    [
+        (("new", "none/port.py"), "none/port.py"),
+        (("record", "reference.py", "none/exam.npz"), "none/exam.npz"),
+        (("answer", "exam.npz", "port.py", "none/answers.npz"), "none/answers.npz"),
+    ],
 )
-def test_a_file_that_cannot_be_written_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+def test_a_file_that_has_no_place_is_named_before_anything_is_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], name: str
 ) -> None:
-    name = next(one for one in arguments if "none" in one)
     assert main([*arguments]) == 1
-    assert capsys.readouterr().err.endswith(f"parity: {name}: cannot be written: No such file or directory\n")
+    assert capsys.readouterr().err == f"parity: {name}: cannot be written: No such file or directory\n"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "made")  # tests may run as root
+    assert main(["reference.py", "port.py", "--output", "made"]) == 1
+    assert capsys.readouterr().err == "parity: made/report.json: cannot be written: Permission denied\n"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
