@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from parity.cases import Case
@@ -27,6 +28,7 @@ from parity.verdict.trends import LAST, SEEDS
 if TYPE_CHECKING:  # an exam that is on paper is judged where there is no torch, too
     from parity.last_stages import LastStages
     from parity.reference.program import Reference
+    from parity.verdict.explanation import Explained
 
 Progress = Callable[[str], None]
 
@@ -105,6 +107,7 @@ def examine(
     asked = [case for case in sitting.cases(seed, quick) if not set(STAGES_OF[case.call]).isdisjoint(wanted)]
     compared: list[Comparison] = []
     causes: list[tuple[Explanation, ...]] = []
+    last_cause: tuple[Explained, Any] | None = None
     for _, group in itertools.groupby(asked, key=lambda case: case.call):
         answered = []
         for case in group:
@@ -115,9 +118,16 @@ def examine(
             sitting.refuse(case.call)
         found = _compared(answered, wanted)
         seen = {(one.case, one.quantity): one for one in found}
-        while explains and not _agree(found) and (cause := explain(sitting, answered, found, progress)) is not None:
+        while explains and not _agree(found):
+            if last_cause is not None and (other := _told_apart(*last_cause, answered, wanted)) is not None:
+                (cause, before), last_cause = (other, last_cause[1]), None
+                del causes[-1]
+            elif (new := explain(sitting, answered, found, progress)) is not None:
+                cause, before, last_cause = new, sitting, (new, sitting)
+            else:
+                break
             causes += cause.said
-            sitting = sitting.rewritten(cause.rewrite)
+            sitting = replace(before.rewritten(cause.rewrite), dropped=sitting.dropped)
             answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)
             # A difference is told as it was first seen; what agrees may have needed the mistake.
@@ -147,6 +157,17 @@ def examine(
     if on_failure is not None and not _agree(one for one in compared if one.stage not in LAST):
         on_failure(_smallest_failure(first, port, asked, compared))
     return verdict
+
+
+def _told_apart(
+    cause: "Explained", sitting: Any, answered: Sequence[tuple[Any, Measured | PortError]], wanted: Sequence[str]
+) -> "Explained | None":
+    """Of equally good explanations, another one than was taken, if it explains these cases as well."""
+    for other in cause.others:
+        rewritten = sitting.rewritten(other.rewrite)
+        if _agree(_compared([(rewritten.ask(asked.case) or asked, given) for asked, given in answered], wanted)):
+            return other
+    return None
 
 
 def _answer(port: Any, case: Case, parameters: frozenset[str]) -> Measured | PortError:

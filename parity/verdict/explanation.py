@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Explained:
     said: tuple[tuple[Explanation, ...], ...]
     """One entry a mistake: equally good explanations of it, of which the first is in."""
     rewrite: Rewrite
+    others: tuple["Explained", ...] = ()
+    """The same with another of the equally good explanations in: later cases may tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Search:
     progress: Callable[[str], None]
     deadline: float
     untried: int = 0
+    deferred: list[tuple[Mistake, Try]] = field(default_factory=list)
+    """Places where a mistake is not expected, since everywhere at once it leads elsewhere."""
     tried: list[Candidate] = field(default_factory=list)
 
     def left(self, rewrite: Rewrite, at: int = 0) -> Array | None:
@@ -169,6 +173,7 @@ def explain(
     found = (
         _best(search, list(_candidates(search, subject, catalogue)))
         or _best(search, list(_fitted(search)))
+        or _best(search, list(_deferred(search)))
         or _pair(search)
         or _best(search, list(_candidates(search, subject, GENERAL)))
         or _best(search, list(_fitted(search)))
@@ -204,36 +209,54 @@ def _candidates(search: Search, subject: Subject, mistakes: Sequence[Mistake]) -
     """Every mistake at every place with every usual value, on the first failing case.
 
     A mistake comes everywhere first, then at some places: where it leads nowhere near what is seen everywhere, its
-    places are left out; and so are the other values of a family that can be solved for.
+    places are put off.
     """
     start = search.left(lambda reference: reference)
     if start is None:
         return
     for mistake in mistakes:
-        assert mistake.tries is not None
-        along, largest = True, 0
+        expected, largest = True, 0
         for attempt in _attempts(mistake, subject):
             if attempt.size >= largest:
-                along, largest = True, attempt.size
-            if not along:
+                expected, largest = True, attempt.size
+            if not expected:
+                search.deferred.append((mistake, attempt))
                 continue
             near = False
-            for value in attempt.values:
-                if time.monotonic() > search.deadline:
-                    search.untried += 1
-                    continue
-                left = search.left(attempt.rewrite(value))
-                if left is None or left.shape != start.shape:
-                    continue
-                candidate = Candidate(mistake, attempt, value, left)
-                search.tried.append(candidate)
+            for candidate in _values(search, start, mistake, attempt):
+                near = near or _is_near(candidate, start)
                 yield candidate
-                close = candidate.ratio <= LOOSE or abs(_cosine(start - left, start)) >= ALONG
-                near = near or close
-                if attempt.fit is not None and not close:
-                    break
             if attempt.size == largest and largest > 1:
-                along = near
+                expected = near
+
+
+def _deferred(search: Search) -> Iterator[Candidate]:
+    """What was put off: one place may be small beside all the others."""
+    start = search.left(lambda reference: reference)
+    if start is not None:
+        for mistake, attempt in search.deferred:
+            yield from _values(search, start, mistake, attempt)
+    search.deferred.clear()
+
+
+def _values(search: Search, start: Array, mistake: Mistake, attempt: Try) -> Iterator[Candidate]:
+    """One place with every usual value; of a family, the first that leads elsewhere is enough: it is solved for."""
+    for value in attempt.values:
+        if time.monotonic() > search.deadline:
+            search.untried += 1
+            continue
+        left = search.left(attempt.rewrite(value))
+        if left is None or left.shape != start.shape:
+            continue
+        candidate = Candidate(mistake, attempt, value, left)
+        search.tried.append(candidate)
+        yield candidate
+        if attempt.fit is not None and not _is_near(candidate, start):
+            break
+
+
+def _is_near(candidate: Candidate, start: Array) -> bool:
+    return candidate.ratio <= LOOSE or abs(_cosine(start - candidate.left, start)) >= ALONG
 
 
 def _attempts(mistake: Mistake, subject: Subject) -> Iterator[Try]:
@@ -284,6 +307,8 @@ def _fitted(search: Search) -> Iterator[Candidate]:
         value = solve(residual, nearest.value, was, attempt.fit or "linear")
         if value is None:
             continue
+        if np.abs(residual(value)).max(initial=0) > LOOSE:
+            continue
         for number in (*plain(value), value):
             left = search.left(attempt.rewrite(number))
             if left is not None and np.abs(left).max(initial=0) <= LOOSE:
@@ -306,7 +331,11 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
             agreeing.append((candidate, worst))
     if not agreeing:
         return None
-    return Explained((tuple(said(one, search.stage, worst) for one, worst in agreeing),), agreeing[0][0].rewrite)
+    ways = [(said(one, search.stage, worst), one.rewrite) for one, worst in agreeing]
+    first, *others = [
+        Explained(((way, *(other for other, _ in ways if other is not way)),), rewrite) for way, rewrite in ways
+    ]
+    return replace(first, others=tuple(others))
 
 
 def _pair(search: Search) -> Explained | None:

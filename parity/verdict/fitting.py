@@ -12,7 +12,7 @@ STEPS = 8
 
 
 def solve(residual: Callable[[float], Array], start: float, other: float, scale: Scale) -> float | None:
-    """The value at which the residual is least, by Gauss and Newton's steps from two values; None if it runs away.
+    """The value at which the residual is least, by Gauss and Newton's steps from two values; None if there is none.
 
     Args:
         residual: what is left at a value, a vector.
@@ -22,26 +22,29 @@ def solve(residual: Callable[[float], Array], start: float, other: float, scale:
     forth, back = (math.log, math.exp) if scale == "log" else (float, float)
     x0, x1 = forth(other), forth(start)
     r0, r1 = residual(back(x0)), residual(back(x1))
+    best, least = x1, float(r1 @ r1)
     for _ in range(STEPS):
         slope = (r1 - r0) / ((x1 - x0) or 1e-12)
         steep = float(slope @ slope)
         if not steep > 0 or not math.isfinite(steep):
-            return None
+            break  # float32 says the same of both values
         step = -float(slope @ r1) / steep
         step = max(-3.0, min(3.0, step)) if scale == "log" else step
         x0, r0 = x1, r1
         x1 += step
         if not math.isfinite(x1) or (scale == "log" and abs(x1) > 60):
-            return None
+            break
         try:
             r1 = residual(back(x1))
         except (RuntimeError, ValueError, ZeroDivisionError, OverflowError):
-            return None
+            break
         if not np.isfinite(r1).all():
-            return None
+            break
+        if float(r1 @ r1) < least:
+            best, least = x1, float(r1 @ r1)
         if abs(step) < 1e-9 * max(1.0, abs(x1)):
             break
-    return back(x1)
+    return back(best) if math.isfinite(least) else None
 
 
 def plain(value: float) -> Iterator[float]:

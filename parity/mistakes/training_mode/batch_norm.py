@@ -3,16 +3,26 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from parity.mistakes.layers.norms.formula import epsilon_of, normalized
 from parity.mistakes.mistake import Diff, Mistake
-from parity.mistakes.tries import argument, calls
+from parity.mistakes.tries import argument, calls, modules, several
 from parity.reference.rewrite import Call
 
 
 def _training(call: Call) -> bool:
     return bool(call["training"]) and call["running_var"] is not None
+
+
+def _is_no_layer(call: Call) -> bool:
+    return _training(call) and "BatchNorm" not in call.site.kind
+
+
+def _stays_in_evaluation(part: nn.Module, _: Any) -> None:
+    part.eval()
+    part.train = lambda mode=True: part  # type: ignore[method-assign]
 
 
 def _momentum(call: Call) -> float:
@@ -113,7 +123,10 @@ MISTAKES = (
             Diff("regression", 'use_bias=False, name="in")(x), train)', 'use_bias=False, name="in")(x), False)'),
         ),
         ("flax: BatchNorm, use_running_average", "pytorch#7028"),
-        calls("batch_norm", lambda call, _: call.run(training=False), when=_training),
+        several(
+            modules(_stays_in_evaluation, lambda part: isinstance(part, _BatchNorm) and part.track_running_stats),
+            calls("batch_norm", lambda call, _: call.run(training=False), when=_is_no_layer),
+        ),
     ),
     Mistake(
         "T005",

@@ -1,7 +1,7 @@
 """A port on the bench: every case is answered once by the reference, and kept for all ports."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -10,34 +10,20 @@ import numpy as np
 from fmnist_jax import port as mirror
 from fmnist_jax.earlier import adapted
 from fmnist_torch.reference import reference
-from parity.cases import Case
-from parity.cases_file import digest
 from parity.exam import examine
 from parity.last_stages import LastStages, last_stages
 from parity.port.held import Held
-from parity.reference.asked import Question, Sitting
+from parity.reference.asked import Sitting
 from parity.verdict.comparison import STAGES, Comparison
 from tests.tools.faults import plain_port, torch_port
 from tests.tools.faults.numpy_port import numpy_port
 from tests.tools.faults.planted import faults
 from tests.tools.faults.practice import noticed
+from tests.tools.remembering import Remembering
 
 OFFERS = {"offers": ["init", "train_epoch", "evaluate"], "float64": True, "dropout": "off"}
 WHOLE = ("trajectory", "trends")
 BEFORE = tuple(stage for stage in STAGES if stage not in WHOLE)
-
-
-@dataclass(frozen=True)
-class Remembering(Sitting):
-    """A sitting whose every case is answered once for all ports."""
-
-    known: dict[str, Question | None] = field(default_factory=dict)
-
-    def ask(self, case: Case) -> Question | None:
-        key = digest(case)
-        if key not in self.known:
-            self.known[key] = super().ask(case)
-        return self.known[key]
 
 
 @dataclass
@@ -52,8 +38,7 @@ class Bench:
     def of(seed: int) -> "Bench":
         sittings = {}
         for name, one in reference(first=100 * seed).items():
-            sitting = Sitting.of(one, OFFERS, "float32")
-            sittings[name] = Remembering(**{each.name: getattr(sitting, each.name) for each in fields(sitting)})
+            sittings[name] = Remembering.beside(Sitting.of(one, OFFERS, "float32"))
         return Bench(sittings, seed)
 
     def trial(self, make: Callable[[], Any], *, whole: bool, quick: bool = False) -> Iterator[Comparison]:
