@@ -17,6 +17,9 @@ Answer = dict[str, Array]
 
 Call = Literal["load", "init", "outputs", "value_and_grad", "train_steps", "train_epoch", "evaluate", "whole_run"]
 
+OPTIONAL = ("init", "train_epoch", "evaluate")
+"""Calls that are functions of a program, of those that it need not have."""
+
 CALLS: dict[Call, str] = {
     "load": "state/NAME: every tensor of the state after `load_state_dict`, and no other",
     "init": "state/NAME: every tensor of a fresh state drawn from `seed`",
@@ -54,3 +57,43 @@ class Case:
         """The floating dtype of all that is computed."""
         floating = [tensor.dtype for tensor in self.state.values() if tensor.dtype.kind == "f"]
         return floating[0] if floating else np.dtype(np.float32)
+
+
+def put(case: Case, to: Any) -> Answer:
+    """What somebody says to a case.
+
+    Args:
+        to: has the functions of `parity.port.Port`, which here return arrays that stay as they are; and `given`, which
+            makes of a case's batches what those functions take.
+    """
+    batches, test_batches = to.given(case.batches, "batch"), to.given(case.test_batches, "test batch")
+    state = to.init(case.seed) if case.call == "init" else to.load_state_dict(case.state)
+    said: Answer = {}
+    match case.call:
+        case "load" | "init":
+            return _named("state", to.state_dict(state))
+        case "outputs":
+            return _named("outputs", to.outputs(state, batches[0], case.train))
+        case "value_and_grad":
+            loss, gradients = to.value_and_grad(state, batches[0])
+            return {"loss": loss, **_named("gradients", gradients)}
+        case "train_steps":
+            for step, batch in enumerate(batches, 1):
+                state, said[f"loss/{step}"] = to.train_step(state, batch)
+                said |= _named(f"state/{step}", to.state_dict(state))
+            return said | _named("outputs", to.outputs(state, batches[0], False))
+        case "train_epoch":
+            state, said["losses"] = to.train_epoch(state, batches)
+            return said | _named("state", to.state_dict(state))
+        case "evaluate":
+            return _named("evaluate", to.evaluate(state, batches))
+        case "whole_run":
+            for epoch in range(1, case.epochs + 1):
+                state, said[f"losses/{epoch}"] = to.train_epoch(state, batches)
+                said |= _named(f"state/{epoch}", to.state_dict(state))
+                said |= _named(f"evaluate/{epoch}", to.evaluate(state, test_batches))
+            return said
+
+
+def _named(kind: str, arrays: Mapping[str, Array]) -> Answer:
+    return {f"{kind}/{name}": array for name, array in arrays.items()}

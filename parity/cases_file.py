@@ -7,10 +7,10 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ MOST_BYTES = 8 << 30
 _CONTENTS = "contents.npy"
 _SIGNATURE = 64
 _SMALL_FLOATS = re.compile(r"bfloat16|float8_\w+|float4_\w+|float6_\w+")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -67,40 +66,44 @@ class Answers:
 
 def digest(case: Case) -> str:
     """SHA-256 of all that is asked: equal for equal cases only."""
-    return hashlib.sha256(pack(asdict(case))).hexdigest()
+    arrays: dict[Any, tuple[str, Array]] = {}
+    contents = _encode(case, (), arrays)
+    return hashlib.sha256(repr((contents, [*arrays])).encode()).hexdigest()
 
 
 def save(path: Path, value: Recording | Answers) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        UsageError: it cannot be written; what was there is untouched.
+        OSError: it cannot be written; what was there is untouched.
     """
-    tree = {part.name: getattr(value, part.name) for part in fields(value)}
-    write(path, pack({"kind": type(value).__name__, **tree}))
+    write(path, packed(value))
+
+
+def packed(value: Recording | Answers) -> bytes:
+    """What `save` writes."""
+    return pack({"kind": type(value).__name__, **vars(value)})
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put a file in place of what is there, whole or not at all.
+    """Put a file in place of what is there, whole or not at all. Who may read it is what the umask says.
 
     Raises:
-        UsageError: it cannot be written; what was there is untouched.
+        OSError: it cannot be written; names the file, and what was there is untouched.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
+        raise
 
 
 def load(path: Path, kind: type[Recording] | type[Answers]) -> Any:
@@ -109,46 +112,43 @@ def load(path: Path, kind: type[Recording] | type[Answers]) -> Any:
     Raises:
         UsageError: there is no such file, it was changed since it was written, or it holds something else.
     """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected what `python -m parity` wrote")
+    if path.stat().st_size > MOST_BYTES:
+        raise UsageError(f"{path}: larger than {MOST_BYTES >> 30} GiB")
     try:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file; expected what `python -m parity` wrote")
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path}: larger than {MOST_BYTES >> 30} GiB")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        tree = unpack(content)
-        if not isinstance(tree, dict) or tree.get("kind") != kind.__name__:
-            found = tree.get("kind") if isinstance(tree, dict) else None
+        tree = unpack(path.read_bytes())
+        found = tree.get("kind") if isinstance(tree, dict) else None
+        if found != kind.__name__:
             raise ValueError(f"holds {found}, expected {kind.__name__}")
         if kind is Answers:
             return Answers(tree["about"], tree["given"])
         return Recording(tree["about"], tuple((case_of(case), answers) for case, answers in tree["asked"]))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
 def case_of(tree: dict[str, Any]) -> Case:
-    """A case from what `asdict` made of it."""
+    """A case from what `unpack` made of it."""
     return Case(**{**tree, "batches": tuple(tree["batches"]), "test_batches": tuple(tree["test_batches"])})
 
 
 def pack(tree: Any) -> bytes:
-    """Nested mappings, lists, arrays and JSON values as the bytes of a signed `.npz`.
+    """Nested mappings, lists, dataclasses, arrays and JSON values as the bytes of a signed `.npz`.
 
     Equal trees give equal bytes; arrays of equal content are stored once.
 
     Raises:
         ValueError: something else is in it, such as an array of objects.
     """
-    arrays: dict[tuple[str, tuple[int, ...], bytes], tuple[str, Array]] = {}
-    contents = json.dumps(_encode(tree, (), arrays), allow_nan=True, ensure_ascii=False).encode("utf-8", "strict")
+    arrays: dict[Any, tuple[str, Array]] = {}
+    contents = json.dumps(_encode(tree, (), arrays), ensure_ascii=False).encode()
+    members = {_CONTENTS: np.frombuffer(contents, np.uint8), **dict(arrays.values())}
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _write(archive, _CONTENTS, np.frombuffer(contents, np.uint8))
-        for name, array in arrays.values():
-            _write(archive, name, array)
+    np.savez(file, **{name.removesuffix(".npy"): array for name, array in members.items()})  # type: ignore[arg-type]
+    with zipfile.ZipFile(file, "a") as archive:
         archive.comment = b"0" * _SIGNATURE
     signed = file.getbuffer()
     signed[-_SIGNATURE:] = hashlib.sha256(signed[:-_SIGNATURE]).hexdigest().encode()
@@ -156,7 +156,7 @@ def pack(tree: Any) -> bytes:
 
 
 def unpack(content: bytes) -> Any:
-    """The tree that `pack` was given. Arrays are copies; mappings are dicts, sequences lists.
+    """The tree that `pack` was given. Arrays are copies; mappings and dataclasses are dicts, sequences lists.
 
     Raises:
         ValueError: any bit of it is not as it was written, or it was not written by `pack`.
@@ -164,21 +164,21 @@ def unpack(content: bytes) -> Any:
     view = memoryview(content)
     if len(view) < _SIGNATURE or hashlib.sha256(view[:-_SIGNATURE]).hexdigest().encode() != view[-_SIGNATURE:]:
         raise ValueError("its SHA-256 is not that of its content: the file is cut off or was changed; make it again")
+    left = MOST_BYTES
+
+    def read(name: str) -> Array:
+        nonlocal left
+        array = _read(archive, name)
+        left -= array.nbytes
+        if left < 0:
+            raise ValueError(f"holds more than {MOST_BYTES >> 30} GiB")
+        return array
+
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # Nothing compressed: no member is larger than the file. One may be named often, though.
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("holds compressed members")
-            left = MOST_BYTES
-
-            def read(name: str) -> Array:
-                nonlocal left
-                array = _read(archive, name)
-                left -= array.nbytes
-                if left < 0:
-                    raise ValueError(f"holds more than {MOST_BYTES >> 30} GiB")
-                return array
-
             return _decode(json.loads(read(_CONTENTS).tobytes().decode()), read)
     except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError) as error:
         raise ValueError(f"not a file of cases: {error}") from None
@@ -186,8 +186,8 @@ def unpack(content: bytes) -> Any:
 
 def _encode(node: Any, path: tuple[str, ...], arrays: dict[Any, tuple[str, Array]]) -> Any:
     """JSON of the tree, in which `["array", member, dtype]` stands for an array and `["list", …]` for a list."""
-    if is_dataclass(node) and not isinstance(node, type):
-        node = asdict(node)
+    if is_dataclass(node):
+        node = vars(node)
     if isinstance(node, Mapping):
         if not all(isinstance(key, str) for key in node):
             raise ValueError(f"{'/'.join(path)}: a key is no string")
@@ -221,18 +221,13 @@ def _decode(node: Any, read: Any) -> Any:
     member, dtype = values
     array = read(member)
     if _SMALL_FLOATS.fullmatch(dtype):
-        return array.view(small_float(dtype))
+        return array.view(_small_float(dtype))
     if array.dtype.name != dtype:
         raise ValueError(f"{member}: {array.dtype.name}, expected {dtype}")
     return array
 
 
-def small_float(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of that name, such as bfloat16, which the package ml_dtypes has.
-
-    Raises:
-        ValueError: ml_dtypes is not installed, or has none of that name.
-    """
+def _small_float(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes
 
@@ -240,15 +235,6 @@ def small_float(name: str) -> np.dtype[Any]:
         return dtype
     except (ImportError, AttributeError):
         raise ValueError(f"holds {name}, which needs the package ml_dtypes; install it") from None
-
-
-def _write(archive: zipfile.ZipFile, name: str, array: Array) -> None:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    member = zipfile.ZipInfo(name, _EPOCH)
-    with archive.open(member, "w", force_zip64=array.nbytes > 1 << 30) as file:
-        file.write(header.getvalue())
-        file.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> Array:

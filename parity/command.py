@@ -3,30 +3,29 @@
 import argparse
 import contextlib
 import difflib
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from types import MappingProxyType
 from typing import Any
 
 from parity.cases_file import Answers, Recording, digest, load, save, write
 from parity.errors import PortError, UsageError, one_line
-from parity.flags import NAME, again, names, parse
+from parity.flags import NAME, again, interpreter, names, parse
+from parity.output import STDOUT, check_output, check_place, prepare, say, shown_progress, silence, tell
 from parity.port.process import PortProcess
-from parity.port.protocol import OPTIONAL
+from parity.port.protocol import can_answer
 from parity.port.stub import stub
-from parity.verdict.comparison import Curves, Verdict
+from parity.verdict.comparison import Verdict
 from parity.verdict.report import report
-from parity.verdict.several import agree, as_json, as_markdown, section, sentence
-
-REPORTS = ("report.json", "report.md", "trajectory.png", "trends.png")
-FAILURE = "failure.npz"
-"""The smallest case that still fails, with everybody's answers."""
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 agrees or done, 1 differs, 2 wrong use, input or data, 130 interrupted, 141 nobody reads."""
+    """The exit code.
+
+    0 agrees or done, 1 differs or cannot be written, 2 wrong use, input or data, 3 the machine lacks a device,
+    130 interrupted, 141 nobody reads standard output.
+    """
+    prepare()
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "judge": _judge,
         "record": _record,
@@ -37,34 +36,45 @@ def main(arguments: list[str]) -> int:
         "explain": _explain,
     }
     try:
-        options = parse(arguments)
-        code = commands[options.command](options)
-        sys.stdout.flush()
+        try:
+            options = parse(arguments)
+            return commands[options.command](options)
+        finally:
+            say("", end="")
     except UsageError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(f"{NAME}: {error}: {options.command} needs it; a port alone sits an exam by answer", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # Python flushes standard output once more as it exits
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 141
-    return code
+    except OSError as error:
+        if error.filename == STDOUT:
+            silence()
+        file = "" if error.filename is None else f"{error.filename}: "
+        print(f"{NAME}: {one_line(f'{file}{error.strerror or error}')}", file=sys.stderr)
+        return 1
 
 
 def _judge(options: argparse.Namespace) -> int:
     named = names(options.names, options.port)
-    _check_output(options)
+    check_output(options)
     references = _references(named.reference, options)
     from parity.exam import examine
     from parity.last_stages import last_stages
     from parity.reference.asked import Sitting
-    from parity.reference.find import find
     from parity.reference.whole_runs import Source
 
     verdicts: dict[str, Verdict] = {}
-    with _sitting(named.port, options, named.adapter) as process, _progress() as progress, ExitStack() as runs:
+    failures: list[Recording] = []
+    with _sitting(named.port, options, named.adapter) as process, shown_progress() as progress, ExitStack() as runs:
         examinees = process.programs
         if set(examinees) != set(references):
             raise UsageError(f"{named.port}: has {_listed(examinees)}, {named.reference} has {_listed(references)}")
@@ -73,7 +83,7 @@ def _judge(options: argparse.Namespace) -> int:
         prepared = {}
         for name, reference in references.items():
             sitting = Sitting.of(reference, examinees[name].describe(), precision)
-            source = Source(find, (named.reference, options.data), name)
+            source = Source(named.reference, options.data, name)
             last = last_stages(sitting, examinees[name], options.only, options.quick, options.seeds, progress, source)
             if last is not None:
                 runs.enter_context(last.runs)
@@ -86,34 +96,38 @@ def _judge(options: argparse.Namespace) -> int:
                 last,
                 keep_going=options.keep_going,
                 progress=progress,
-                on_failure=options.output and (lambda failure: save(options.output / FAILURE, failure)),
+                on_failure=failures.append if options.output else None,
                 **asked,
             )
             verdicts[name] = found
             if name:
                 progress("")
-                print(section(name, found, again(options)), flush=True)
+                # What is to be saved is not lost with a standard output that fails: the last line will say so.
+                with contextlib.suppress(OSError) if options.output else contextlib.nullcontext():
+                    say(f"{name}\n{'-' * len(name)}\n{report(found, again(options))}\n")
             if not found.agrees and not options.keep_going:
                 break
     margins = {name: reference.whole_run.margins for name, reference in references.items() if reference.whole_run}
-    return _tell(verdicts, options, len(references), margins)
+    return tell(verdicts, options, len(references), margins, failures)
 
 
 def _record(options: argparse.Namespace) -> int:
+    check_place(options.exam)
     program = _only(_references(options.reference, options), options.program, options.reference)
-    from parity.exam import record
+    from parity.recorded import record
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         recording = record(program, dropout=options.dropout, progress=progress, **_asked(options))
     save(options.exam, recording)
-    print(f"recorded: {len(recording.asked)} cases in {options.exam}")
+    say(f"recorded: {len(recording.asked)} cases in {options.exam}")
     return 0
 
 
 def _answer(options: argparse.Namespace) -> int:
+    check_place(options.answers)
     recording: Recording = load(options.exam, Recording)
     given: dict[str, Any] = {}
-    with _sitting(options.port, options) as process, _progress() as progress:
+    with _sitting(options.port, options) as process, shown_progress() as progress:
         examinee = _only(process.programs, options.program, options.port)
         about = examinee.describe()
         dropout = recording.about.get("dropout", about["dropout"])
@@ -123,8 +137,7 @@ def _answer(options: argparse.Namespace) -> int:
                 f"record with --dropout {about['dropout']}"
             )
         for case, _ in recording.asked:
-            lacks = case.call in OPTIONAL and case.call not in about["offers"]
-            if lacks or (case.dtype.itemsize > 4 and not about["float64"]):
+            if not can_answer(about, case):
                 continue
             progress(f"{case.call}: {case.name}")
             try:
@@ -133,30 +146,30 @@ def _answer(options: argparse.Namespace) -> int:
                 given[digest(case)] = f"{error}\n{error.hint}".rstrip()
     save(options.answers, Answers(about, given))
     failed = sum(isinstance(one, str) for one in given.values())
-    print(f"answered: {len(given) - failed} of {len(recording.asked)} cases in {options.answers}, {failed} failed")
+    say(f"answered: {len(given) - failed} of {len(recording.asked)} cases in {options.answers}, {failed} failed")
     return 0
 
 
 def _replay(options: argparse.Namespace) -> int:
-    _check_output(options)
+    check_output(options)
     recording, answers = load(options.exam, Recording), load(options.answers, Answers)
     program = None
     if options.reference:
         program = _only(_references(options.reference, options), options.program, options.reference)
-    from parity.exam import replay
+    from parity.recorded import replay
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         verdict = replay(
             recording, answers, program, stages=options.only, keep_going=options.keep_going, progress=progress
         )
-    return _tell({"": verdict}, options)
+    return tell({"": verdict}, options)
 
 
 def _new(options: argparse.Namespace) -> int:
     if options.file.exists():
         raise UsageError(f"{options.file}: exists; give the name of a new file")
     write(options.file, stub(options.file.name).encode())
-    print(f"wrote {options.file}: fill in its functions, then python -m {NAME} REFERENCE.py {options.file}")
+    say(f"wrote {options.file}: fill in its functions, then {interpreter()} -m {NAME} REFERENCE.py {options.file}")
     return 0
 
 
@@ -164,7 +177,7 @@ def _mistakes(options: argparse.Namespace) -> int:
     from parity.mistakes import CATALOGUE
     from parity.mistakes.page import document, listing
 
-    print(document(CATALOGUE) if options.markdown else listing(CATALOGUE), end="" if options.markdown else "\n")
+    say(document(CATALOGUE) if options.markdown else listing(CATALOGUE), end="" if options.markdown else "\n")
     return 0
 
 
@@ -175,9 +188,9 @@ def _explain(options: argparse.Namespace) -> int:
     mistake = by_code(options.code)
     if mistake is None:
         near = difflib.get_close_matches(options.code, [name for one in CATALOGUE for name in (one.code, one.name)])
-        hint = f"did you mean {near[0]}?" if near else f"python -m {NAME} mistakes lists all"
+        hint = f"did you mean {near[0]}?" if near else f"{interpreter()} -m {NAME} mistakes lists all"
         raise UsageError(f"{options.code}: no such mistake; {hint}")
-    print(page(mistake))
+    say(page(mistake))
     return 0
 
 
@@ -192,10 +205,8 @@ def _sitting(port: str, options: argparse.Namespace, adapter: str = "") -> PortP
 
 
 def _references(spec: str, options: argparse.Namespace) -> dict[str, Any]:
-    try:
-        from parity.reference.find import find
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error}: the reference needs torch here; where there is none, use {NAME} answer") from None
+    from parity.reference.find import find
+
     return find(spec, options.data)
 
 
@@ -211,53 +222,3 @@ def _only(programs: Mapping[str, Any], name: str | None, spec: str) -> Any:
 
 def _listed(programs: Iterable[str]) -> str:
     return ", ".join(name or "a lone program" for name in programs)
-
-
-def _check_output(options: argparse.Namespace) -> None:
-    """Find out before the exam, not after it, that its reports have no place."""
-    if options.output is None:
-        return
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{options.output}: {error.strerror}; expected a folder for the reports") from None
-    held = [name for name in REPORTS if (options.output / name).exists()]
-    if options.overwrite:
-        (options.output / FAILURE).unlink(missing_ok=True)
-    if held and not options.overwrite:
-        raise UsageError(f"{options.output}: holds {' and '.join(held)}; give another folder, or --overwrite")
-
-
-def _tell(
-    verdicts: dict[str, Verdict],
-    options: argparse.Namespace,
-    programs: int = 1,
-    margins: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
-) -> int:
-    command = again(options)
-    print(sentence(verdicts, programs) if "" not in verdicts else report(verdicts[""], command))
-    if options.output is not None:
-        texts = as_json(verdicts, programs), as_markdown(verdicts, programs, command)
-        for name, text in zip(REPORTS, texts, strict=False):
-            write(options.output / name, text.encode())
-        for program, verdict in verdicts.items():
-            if verdict.curves != Curves():
-                from parity.verdict.pictures import pictures
-
-                for name, picture in pictures(verdict.curves, margins[program], verdict.port).items():
-                    write(options.output / name, picture)
-    return 0 if agree(verdicts) else 1
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """What is being done, on standard error: one line that is written over on a terminal, else a line each."""
-    begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
-
-    def tell(text: str) -> None:
-        print(f"{begin}{one_line(text, 100)}", end=end, file=sys.stderr, flush=True)
-
-    try:
-        yield tell
-    finally:
-        print(begin, end="", file=sys.stderr, flush=True)

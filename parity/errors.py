@@ -7,6 +7,8 @@ from pathlib import Path
 class UsageError(Exception):
     """A flag, a file, a port or a reference that cannot be used as it is: what is wrong, what was expected."""
 
+    exit_code = 2
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(one_line(message))
         self.hint = hint
@@ -15,6 +17,12 @@ class UsageError(Exception):
 
 class PortError(UsageError):
     """The port gave no answer that can be judged: it raised, ended, hung, or returned something else."""
+
+
+class UnavailableError(UsageError):
+    """The machine lacks what was asked for, such as a device."""
+
+    exit_code = 3
 
 
 def one_line(text: object, most: int = 500) -> str:

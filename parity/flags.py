@@ -3,6 +3,9 @@
 import argparse
 import os
 import shlex
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -27,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     asked.add_argument("--quick", action="store_true", help="fewer cases")
     precisions = ("float32", "bfloat16", "float16", "tf32")
     asked.add_argument("--precision", choices=precisions, default="float32", help="what both compute in on purpose")
-    asked.add_argument("--seed", type=int, default=0, help="of the states that cases start from")
+    asked.add_argument("--seed", type=_at_least(0), default=0, help="of the states that cases start from")
     asked.add_argument("--data", metavar="PLACE", help="where the reference's data is, if it takes `data`")
     one = _Parser(add_help=False)
     one.add_argument("--program", metavar="NAME", help="which one, where there are several")
@@ -49,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     judge = commands.add_parser("judge", parents=[asked, stages, told, port], help="judge a port; the default")
     judge.add_argument("names", nargs="*", metavar="REFERENCE PORT", help=f"{_NAMES}; or [tool.parity] says them")
     judge.add_argument("--port", metavar="PORT", help="the port alone, beside the reference of [tool.parity]")
-    judge.add_argument("--seeds", type=_seeds, default=SEEDS, help=f"whole runs that trends compares; {SEEDS}")
+    judge.add_argument("--seeds", type=_at_least(3), default=SEEDS, help=f"whole runs that trends compares; {SEEDS}")
     record = commands.add_parser(
         "record", parents=[asked, stages, one], help="write an exam, for where there is no torch"
     )
@@ -80,10 +83,19 @@ def again(options: argparse.Namespace) -> str:
     names = ["replay", str(options.exam), str(options.answers)] if options.command == "replay" else options.names
     flags = ["--quick"] if getattr(options, "quick", False) else []
     told = ("precision", "float32"), ("seed", 0), ("seeds", SEEDS), ("data", None), ("python", None), ("port", None)
-    for flag, default in (*told, ("reference", None)):
+    for flag, default in (*told, ("reference", None), ("program", None)):
         value = getattr(options, flag, default)
         flags += [f"--{flag}", str(value)] if value != default else []
-    return shlex.join(["python", "-m", NAME, *names, *flags])
+    return f"{interpreter()} -m {NAME} {shlex.join([*names, *flags])}".rstrip()
+
+
+def interpreter() -> str:
+    """What a shell has to be given for this Python, as short as may be: `python` in an active environment."""
+    for name in ("python", "python3"):
+        if shutil.which(name) == sys.executable:
+            return name
+    here = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if here.startswith(os.pardir) else here)
 
 
 class Names(NamedTuple):
@@ -126,6 +138,8 @@ def _defaults(folder: Path) -> dict[str, str]:
             raise UsageError(f"{path}: {error}") from None
         if table is None:
             continue
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: [tool.parity] is no table")
         wrong = [key for key, value in table.items() if key not in Names._fields or not isinstance(value, str)]
         if wrong:
             raise UsageError(f'{path}: [tool.parity] {", ".join(wrong)}: expected reference = "…" and port = "…"')
@@ -135,16 +149,17 @@ def _defaults(folder: Path) -> dict[str, str]:
 
 
 def _positive(text: str) -> float:
-    number = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
-    return number
+    if text.replace(".", "", 1).isdecimal() and float(text) > 0:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
 
 
-def _seeds(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 3:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 3")
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if text.isdecimal() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
+
     return number
 
 

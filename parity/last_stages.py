@@ -8,10 +8,19 @@ from parity.cases import Answer
 from parity.errors import PortError
 from parity.reference.asked import Sitting
 from parity.reference.whole_runs import Source, Start, WholeRuns
-from parity.verdict.comparison import Asked, Comparison, Curves, Measured, broken, compare, measured
-from parity.verdict.trends import MOST_MOVED, MOVED, SEEDS, Drift, Metrics, distances, equivalence, forced, metrics
-
-LAST = ("trajectory", "trends")
+from parity.verdict.comparison import Comparison, Curves, Measured, broken, compare_patiently, measured
+from parity.verdict.trends import (
+    LAST,
+    MOST_MOVED,
+    MOVED,
+    SEEDS,
+    Drift,
+    Metrics,
+    distances,
+    equivalence,
+    forced,
+    metrics,
+)
 
 
 def last_stages(
@@ -27,9 +36,8 @@ def last_stages(
     wanted = [stage for stage in LAST if (stages is None or stage in stages) and not (quick and stage == "trends")]
     if not wanted or not sitting.runs_whole:
         return None
-    if quick:  # few runs are not worth a second process
-        return LastStages(WholeRuns(sitting, 2, source, workers=1), port, wanted, seeds, moved=2, progress=progress)
-    return LastStages(WholeRuns(sitting, source=source), port, wanted, seeds, progress=progress)
+    epochs, workers, moved = (2, 1, 2) if quick else (None, None, MOVED)  # few runs are not worth a second process
+    return LastStages(WholeRuns(sitting, epochs, source, workers), port, wanted, seeds, moved, progress)
 
 
 @dataclass
@@ -48,7 +56,7 @@ class LastStages:
 
     def prepare(self) -> None:
         """Begin in the background what will be asked for."""
-        for start in [*(self._moved() if "trajectory" in self.stages else []), *(self._seeds())]:
+        for start in (*self._moved(), *self._seeds()):
             self.runs.prepare(start)
 
     def compared(self) -> Iterator[Comparison]:
@@ -66,14 +74,15 @@ class LastStages:
     def curves(self) -> Curves:
         """What the pictures show of what was run."""
         drift = {}
-        if "trajectory" in self.stages and Start(0) in self._port_runs:
+        if self._moved() and Start(0) in self._port_runs:
             others = {f"reference, moved {start.moved}": self.runs.answer(start) for start in self._moved()[1:]}
             runs = {"reference": self.runs.answer(Start(0)), "port": self._port_run(Start(0)), **others}
             drift = {name: curve.tolist() for name, curve in distances(self.runs.case(Start(0)), runs).items()}
-        if not self._seeds() or any(start not in self._port_runs for start in self._seeds()):
-            return Curves(drift, {})
-        sides = zip(("reference", "port"), self._metrics(), strict=True)
-        return Curves(drift, {side: {name: curves.tolist() for name, curves in said.items()} for side, said in sides})
+        trends = {}
+        if self._seeds() and all(start in self._port_runs for start in self._seeds()):
+            for side, said in zip(("reference", "port"), self._metrics(), strict=True):
+                trends[side] = {name: curves.tolist() for name, curves in said.items()}
+        return Curves(drift, trends)
 
     def _forced(self) -> Iterator[Comparison]:
         self.progress("trajectory: from the reference's own states")
@@ -86,7 +95,7 @@ class LastStages:
             except PortError as error:
                 yield broken(case, "trajectory", error)
                 return
-            yield from (replace(one, stage="trajectory") for one in _compared(question, actual))
+            yield from (replace(one, stage="trajectory") for one in compare_patiently(question, actual))
 
     def _free_running(self) -> Iterator[Comparison]:
         self.progress(f"trajectory: {self.runs.epochs} epochs")
@@ -105,13 +114,12 @@ class LastStages:
             return run(self._moved()[known + 1 :])
 
         expected, *moved = run(self._moved())
-        yield from _compared(Drift(case, expected, moved[0], moved, further), actual)
+        yield from compare_patiently(Drift(case, expected, moved[0], moved, further), actual)
 
     def _trends(self) -> Iterator[Comparison]:
-        reference, port = self._metrics()
         run = self.runs.sitting.reference.whole_run
         assert run is not None
-        yield from equivalence(reference, port, run.margins)
+        yield from equivalence(*self._metrics(), run.margins)
 
     def _metrics(self) -> tuple[Metrics, Metrics]:
         port = [self._port_run(start) for start in self._seeds()]
@@ -125,15 +133,7 @@ class LastStages:
         return self._port_runs[start]
 
     def _moved(self) -> list[Start]:
-        return [Start(0, moved) for moved in range(self.moved + 1)]
+        return [Start(0, moved) for moved in range(self.moved + 1)] if "trajectory" in self.stages else []
 
     def _seeds(self) -> list[Start]:
         return [Start(seed) for seed in range(self.seeds)] if "trends" in self.stages else []
-
-
-def _compared(question: Asked, actual: Measured) -> list[Comparison]:
-    """Where the question says "too far", it is asked what else rounding may do before it is said."""
-    found = compare(question, actual)
-    while any(one.wrong is None and not one.passes for one in found) and question.more():
-        found = compare(question, actual)
-    return found

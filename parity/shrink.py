@@ -1,12 +1,14 @@
 """The smallest case that still fails, for a file that somebody can look into."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from parity.cases import Batch, Case
+from parity.cases import Case
+from parity.variations import examples, size
 
-ATTEMPTS = 12
-"""A port may compile anew for each shape."""
+ATTEMPTS, SECONDS = 12, 60.0
+"""A port may compile anew for each shape, or hang until its time is up."""
 
 
 def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
@@ -15,37 +17,19 @@ def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
     Args:
         fails: whether a case still does.
     """
-    left = ATTEMPTS
-    while left:
-        for smaller in _smaller(case):
-            left -= 1
-            if fails(smaller):
-                case = smaller
-                break
-            if not left:
-                break
-        else:
-            return case
+    candidates, left, end = _smaller(case), ATTEMPTS, time.monotonic() + SECONDS
+    while left and time.monotonic() < end and (smaller := next(candidates, None)) is not None:
+        left -= 1
+        if fails(smaller):
+            case, candidates = smaller, _smaller(smaller)
     return case
 
 
 def _smaller(case: Case) -> Iterator[Case]:
     """Cases with half of the steps, or half of the examples: the first ones, then the others."""
     if case.call in ("train_steps", "train_epoch", "evaluate") and len(case.batches) > 1:
-        half = (len(case.batches) + 1) // 2
-        yield replace(case, batches=case.batches[:half])
-    length = max((len(array) for batch in case.batches for array in batch.values() if array.ndim), default=0)
-    if length > 1:
-        half = (length + 1) // 2
-        yield _cut(case, slice(0, half))
-        yield _cut(case, slice(length - half, length))
-
-
-def _cut(case: Case, examples: slice) -> Case:
-    def cut(batch: Batch) -> Batch:
-        length = max(len(array) for array in batch.values() if array.ndim)
-        whole = {name: array.ndim > 0 and len(array) == length for name, array in batch.items()}
-        kept = examples if examples.stop <= length else slice(0, length)
-        return {name: array[kept] if whole[name] else array for name, array in batch.items()}
-
-    return replace(case, batches=tuple(cut(batch) for batch in case.batches))
+        yield replace(case, batches=case.batches[: (len(case.batches) + 1) // 2])
+    length = max(map(size, case.batches), default=0)
+    half = (length + 1) // 2
+    for chosen in (slice(0, half), slice(length - half, length)) if length > 1 else ():
+        yield replace(case, batches=tuple(examples(batch, chosen) for batch in case.batches))

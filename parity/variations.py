@@ -8,6 +8,13 @@ import numpy as np
 from parity.cases import CALLS, Array, Batch, Call, Case, Tensors
 
 STEPS = 3
+SCALES: dict[str, Callable[[Array], Array]] = {
+    "small": lambda x: x * x.dtype.type(1e-3),
+    "large": lambda x: x * x.dtype.type(30),
+    "zero": np.zeros_like,
+    "constant": lambda x: np.full_like(x, x.flat[0] if x.size else 0),
+}
+"""What is done to a batch's real-valued inputs."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,15 @@ def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = 
 
 
 def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[Case]:
-    random = np.random.default_rng(seed)
-    given, shaken = program.state, shake(program, random)
+    given, shaken = program.state, shake(program, np.random.default_rng(seed))
     small = {name: array * np.float32(0.05) if array.ndim > 1 else array for name, array in shaken.items()}
     first, last = program.batches[0], program.batches[-1]
     batches = tuple(program.batches[index % len(program.batches)] for index in range(STEPS))
+    scaled = {name: change for name, change in SCALES.items() if not quick and any(map(is_input, first.values()))}
+
+    def in_float64(case: Case) -> Iterator[Case]:
+        if float64:
+            yield as_float64(case)
 
     yield Case("as given", "load", given)
     yield Case("shaken", "load", shaken)
@@ -61,88 +72,74 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
         ("small parameters", small, first),
     ]
     if not quick:
-        asked += [("shaken, batch of one", shaken, part(first, 1)), ("shaken, half a batch", shaken, part(first, 0))]
-        if any(is_input(array) for array in first.values()):
-            asked += [
-                (f"shaken, {name} inputs", shaken, inputs(first, change))
-                for name, change in (
-                    ("small", lambda x: x * x.dtype.type(1e-3)),
-                    ("large", lambda x: x * x.dtype.type(30)),
-                    ("zero", np.zeros_like),
-                    ("constant", lambda x: np.full_like(x, x.flat[0] if x.size else 0)),
-                )
-            ]
-    for train in (False, True):
-        # Whole numbers tie, and at a tie a gradient is a choice: only outputs are asked for.
-        for name, state, batch in [*asked, ("integers", integers(program, shaken), rounded(first))]:
-            if quick and train and name != "shaken":
-                continue
-            yield Case(f"{name}, {'training' if train else 'evaluation'} mode", "outputs", state, (batch,), train)
-        if float64:
-            yield as_float64(
-                Case(f"float64, {'training' if train else 'evaluation'} mode", "outputs", shaken, (first,), train)
-            )
+        half = size(first) // 2 + 1
+        asked.append(("shaken, batch of one", shaken, examples(first, slice(0, 1))))
+        asked.append(("shaken, half a batch", shaken, examples(first, slice(0, half))))
+    asked += [(f"shaken, {name} inputs", shaken, inputs(first, change)) for name, change in scaled.items()]
+    # Whole numbers tie, and at a tie a gradient is a choice: only outputs are asked for.
+    whole = "integers", integers(program, shaken), inputs(first, _whole)
+    for train, mode in ((False, "evaluation mode"), (True, "training mode")):
+        for name, state, batch in (*asked, whole):
+            if not (quick and train) or name == "shaken":
+                yield Case(f"{name}, {mode}", "outputs", state, (batch,), train)
+        yield from in_float64(Case(f"float64, {mode}", "outputs", shaken, (first,), train))
     for name, state, batch in asked:
         yield Case(name, "value_and_grad", state, (batch,))
-    if float64:
-        yield as_float64(Case("float64", "value_and_grad", shaken, (first,)))
-        yield as_float64(Case("float64, small parameters", "value_and_grad", small, (last,)))
+    yield from in_float64(Case("float64", "value_and_grad", shaken, (first,)))
+    yield from in_float64(Case("float64, small parameters", "value_and_grad", small, (last,)))
 
     yield Case("as given", "train_steps", given, batches)
     yield Case("shaken", "train_steps", shaken, batches)
-    if not quick and any(is_input(array) for array in first.values()):
-        large = tuple(inputs(batch, lambda x: x * x.dtype.type(30)) for batch in batches)
+    if "large" in scaled:
+        large = tuple(inputs(batch, scaled["large"]) for batch in batches)
         yield Case("shaken, large inputs", "train_steps", shaken, large)
-    if float64:
-        yield as_float64(Case("float64", "train_steps", shaken, batches))
+    yield from in_float64(Case("float64", "train_steps", shaken, batches))
     both: tuple[tuple[Call, bool], ...] = (("train_epoch", program.has_epoch), ("evaluate", program.has_evaluate))
-    for call, offered in both:
-        if offered:
-            yield Case("all batches", call, shaken, program.batches)
-            if float64:
-                yield as_float64(Case("float64, all batches", call, shaken, program.batches))
+    for call in (call for call, offered in both if offered):
+        yield Case("all batches", call, shaken, program.batches)
+        yield from in_float64(Case("float64, all batches", call, shaken, program.batches))
+
+
+def _kind(program: Program, name: str, array: Array) -> str:
+    """What a tensor of the state is changed as: `parameter`, `statistic`, `positive` statistic; "" where it is left."""
+    if array.dtype.kind != "f" or not (name in program.parameters or name in program.running):
+        return ""
+    if name not in program.running:
+        return "parameter"
+    return "positive" if (array >= 0).all() and array.any() else "statistic"
 
 
 def shake(program: Program, random: np.random.Generator) -> Tensors:
     """The state moved away from the special values of fresh programs: zero biases, unit scales, running variance 1."""
     shaken = dict(program.state)
     for name, array in program.state.items():
-        if array.dtype.kind != "f" or not (name in program.parameters or name in program.running):
-            continue
-        if name in program.tied:
+        kind = _kind(program, name, array)
+        if kind and name in program.tied:
             shaken[name] = shaken[program.tied[name]]
-            continue
-        noise = random.standard_normal(array.shape)
-        if name in program.running and (array >= 0).all() and array.any():
-            moved = array * np.exp(0.5 * noise)
-        else:
-            size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
-            moved = array * (1 + 0.1 * noise) + 0.1 * (min(size, 1.0) or 1.0) * random.standard_normal(array.shape)
-        shaken[name] = np.asarray(moved, array.dtype)
+        elif kind:
+            noise = random.standard_normal(array.shape)
+            if kind == "positive":
+                moved = array * np.exp(0.5 * noise)
+            else:
+                scale = min(_rms(array.astype(np.float64)), 1.0) or 1.0
+                moved = array * (1 + 0.1 * noise) + 0.1 * scale * random.standard_normal(array.shape)
+            shaken[name] = np.asarray(moved, array.dtype)
     return shaken
 
 
 def integers(program: Program, state: Tensors) -> Tensors:
     """A state of small whole numbers, on which most of float32's arithmetic is exact."""
-    whole = {}
-    for name, array in state.items():
-        if array.dtype.kind != "f" or not (name in program.parameters or name in program.running):
-            whole[name] = array
-        elif name in program.running:
-            whole[name] = np.ones_like(array) if (array >= 0).all() and array.any() else np.zeros_like(array)
-        else:
-            whole[name] = _whole(array)
-    return whole
-
-
-def rounded(batch: Batch) -> Batch:
-    """A batch whose inputs are small whole numbers."""
-    return inputs(batch, _whole)
+    change: dict[str, Callable[[Array], Array]]
+    change = {"": lambda x: x, "parameter": _whole, "positive": np.ones_like, "statistic": np.zeros_like}
+    return {name: change[_kind(program, name, array)](array) for name, array in state.items()}
 
 
 def _whole(array: Array) -> Array:
-    size = np.sqrt(np.mean(np.square(array))) if array.size else array.dtype.type(1)
-    return np.asarray(np.clip(np.rint(array / (size or array.dtype.type(1))), -2, 2), array.dtype)
+    return np.asarray(np.clip(np.rint(array / array.dtype.type(_rms(array) or 1)), -2, 2), array.dtype)
+
+
+def _rms(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
 
 
 def is_input(array: Array) -> bool:
@@ -155,11 +152,16 @@ def inputs(batch: Batch, change: Callable[[Array], Array]) -> Batch:
     return {name: change(array) if is_input(array) else array for name, array in batch.items()}
 
 
-def part(batch: Batch, size: int) -> Batch:
-    """The first `size` examples of a batch; half of them, and one more, for 0."""
-    length = max(len(array) for array in batch.values() if array.ndim)
-    size = size or length // 2 + 1
-    return {name: array[:size] if array.ndim and len(array) == length else array for name, array in batch.items()}
+def size(batch: Batch) -> int:
+    """How many examples a batch has."""
+    return max((len(array) for array in batch.values() if array.ndim), default=0)
+
+
+def examples(batch: Batch, chosen: slice) -> Batch:
+    """Some examples of a batch; all of one that has fewer."""
+    length = size(batch)
+    kept = chosen if chosen.stop <= length else slice(0, length)
+    return {name: array[kept] if array.ndim and len(array) == length else array for name, array in batch.items()}
 
 
 def as_float64(case: Case) -> Case:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +29,7 @@ class State:
     float64: bool
 
 
-def from_functions(
-    *,
-    outputs: Callable[..., Any],
-    loss: Callable[..., Any],
-    optimizer: Any,
-    params: Any,
-    names: Names | None = None,
-    stats: Any = None,
-    dropout: str = "off",
-) -> "FunctionsPort":
+class FunctionsPort:
     """A port of `outputs(params, batch, train)`, `loss(params, batch)` and an optax optimizer.
 
     Args:
@@ -54,26 +44,22 @@ def from_functions(
             `outputs(params, stats, batch, train)` and `loss(params, stats, batch)`, which returns `(loss, new stats)`.
         dropout: "kept" where dropout keeps everything in training mode and scales by 1/(1-p).
     """
-    return FunctionsPort(outputs, loss, optimizer, params, names or {}, stats, dropout)
-
-
-class FunctionsPort:
-    """What `from_functions` returns: a `Port`."""
 
     def __init__(
         self,
+        *,
         outputs: Callable[..., Any],
         loss: Callable[..., Any],
         optimizer: Any,
         params: Any,
-        names: Names,
-        stats: Any,
-        dropout: str,
+        names: Names | None = None,
+        stats: Any = None,
+        dropout: str = "off",
     ) -> None:
         import jax
         import optax
 
-        self._jax, self._optimizer, self._names = jax, optimizer, names
+        self._jax, self._optimizer, self._names = jax, optimizer, names or {}
         self.DROPOUT = dropout
         self.FILE = inspect.getsourcefile(inspect.unwrap(loss))
         self.__module__ = loss.__module__
@@ -92,10 +78,8 @@ class FunctionsPort:
 
         def named_outputs(params: Any, old: Any, batch: Any, train: bool) -> Any:
             found = outputs(params, old, batch, train) if stats is not None else outputs(params, batch, train)
-            # A list, for jit sorts a mapping by its names.
-            return [
-                {name: value} for name, value in (found if isinstance(found, Mapping) else {"output": found}).items()
-            ]
+            found = found if isinstance(found, Mapping) else {"output": found}
+            return [{name: value} for name, value in found.items()]  # jit sorts a mapping by its names
 
         self._value_and_grad, self._train_step = jax.jit(value_and_grad), jax.jit(train_step)
         self._outputs = jax.jit(named_outputs, static_argnums=3)
@@ -103,14 +87,12 @@ class FunctionsPort:
     def load_state_dict(self, tensors: Tensors) -> State:
         places = self._places({name: tensor.shape for name, tensor in tensors.items()})
         float64 = any(tensor.dtype == np.float64 for tensor in tensors.values())
-        with self._precision(float64):
+        with self._jax.enable_x64(float64):
             arrays: dict[str, Any] = {}
             for name, parts in places.items():
                 for leaf, rows in parts:
-                    tensor = tensors[name]
-                    arrays.setdefault(
-                        leaf.path, self._jax.numpy.array(leaf.to_port(tensor[rows] if tensor.ndim else tensor))
-                    )
+                    part = tensors[name][rows] if tensors[name].ndim else tensors[name]
+                    arrays.setdefault(leaf.path, self._jax.numpy.array(leaf.to_port(part)))
             tree = self._jax.tree_util.tree_unflatten(self._structure, [arrays[path] for path in self._leaves])
             opt_state = self._optimizer.init(tree["params"])
         kept = {name: tensor.copy() for name, tensor in tensors.items() if name not in places}
@@ -121,31 +103,29 @@ class FunctionsPort:
         return {name: tensors[name] for name in state.names}
 
     def outputs(self, state: State, batch: Batch, train: bool) -> dict[str, Array]:
-        with self._precision(state.float64):
+        with self._jax.enable_x64(state.float64):
             found = self._outputs(state.params, state.stats, dict(batch), train)
         return {name: np.asarray(array) for output in found for name, array in output.items()}
 
     def value_and_grad(self, state: State, batch: Batch) -> tuple[Array, Tensors]:
-        with self._precision(state.float64):
+        with self._jax.enable_x64(state.float64):
             (value, _), grads = self._value_and_grad(state.params, state.stats, dict(batch))
         return value, self._to_torch({"params": grads, "stats": {}})
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Array]:
-        with self._precision(state.float64):
+        with self._jax.enable_x64(state.float64):
             params, stats, opt_state, value = self._train_step(state.params, state.stats, state.opt_state, dict(batch))
         counted = {name: tensor + name.endswith(_COUNTER) for name, tensor in state.kept.items()}
         return State(params, stats, opt_state, state.names, counted, state.float64), value
 
-    def _precision(self, float64: bool) -> AbstractContextManager[Any]:
-        return self._jax.enable_x64(float64)  # type: ignore[no-any-return]
-
     def _to_torch(self, tree: Any) -> Tensors:
         arrays = {path: np.asarray(leaf) for path, leaf in _flat(self._jax, tree)[0].items()}
-        return {
-            name: _joined([leaf.to_torch(arrays[leaf.path]) for leaf, _ in parts])
-            for name, parts in self._found.items()
-            if all(leaf.path in arrays for leaf, _ in parts)
-        }
+        tensors = {}
+        for name, places in self._found.items():
+            if all(leaf.path in arrays for leaf, _ in places):
+                parts = [leaf.to_torch(arrays[leaf.path]) for leaf, _ in places]
+                tensors[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return tensors
 
     def _places(self, shapes: Mapping[str, Shape]) -> dict[str, list[tuple[Leaf, slice]]]:
         """Where each of torch's tensors lies in the pytree: as `names` say, else by names that are alike.
@@ -163,9 +143,7 @@ class FunctionsPort:
             elif meant:
                 paths = tuple(self._path(name, path) for path in ((meant,) if isinstance(meant, str) else meant))
                 self._found[name] = stacked(name, shape, paths, leaves)
-        kept = [
-            name for name in shapes if (name in self._names and self._names[name] is None) or name.endswith(_COUNTER)
-        ]
+        kept = [name for name in shapes if self._names.get(name, "") is None or name.endswith(_COUNTER)]
         used = {leaf.path for parts in self._found.values() for leaf, _ in parts}
         missing = {name: shape for name, shape in shapes.items() if name not in self._found and name not in kept}
         unused = {_short(path): shape for path, shape in leaves.items() if path not in used}
@@ -192,5 +170,5 @@ def _short(path: str) -> str:
     return path.partition("/")[2]
 
 
-def _joined(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+from_functions = FunctionsPort
+"""As its users call it."""

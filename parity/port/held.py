@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from parity.cases import Answer, Case
-from parity.errors import PortError, UsageError
+from parity.cases import OPTIONAL, Answer, Case
+from parity.errors import PortError, UnavailableError, UsageError
 from parity.locate import locate
-from parity.port.protocol import OPTIONAL, REQUIRED, answer, guarded
+from parity.port.protocol import REQUIRED, answer, guarded
 
 
 class Held:
@@ -51,9 +51,9 @@ class Held:
 
     def _versions(self) -> dict[str, str]:
         """Python's, and of the packages that the port's module names."""
-        used = [value if isinstance(value, ModuleType) else None for value in vars(self.module).values()]
-        used += [sys.modules.get(getattr(value, "__module__", None) or "") for value in vars(self.module).values()]
-        packages = sorted({module.__name__.partition(".")[0] for module in used if module is not None} | {"numpy"})
+        values = vars(self.module).values()
+        names = {one.__name__ if isinstance(one, ModuleType) else getattr(one, "__module__", None) for one in values}
+        packages = sorted({str(name).partition(".")[0] for name in names} | {"numpy"})
         versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
         numbers = {name: version for name, version in versions.items() if isinstance(version, str)}
         return {"python": platform.python_version(), **numbers}
@@ -69,24 +69,23 @@ def find(spec: str, adapter: str = "") -> dict[str, Held]:
     Raises:
         PortError: there is none, it cannot be imported, or it lacks a function.
     """
+
+    def made() -> tuple[Any, Any]:
+        module, found = locate(spec, "port")
+        if adapter and not isinstance(found, type | Mapping) and not hasattr(found, REQUIRED[0]):
+            found = locate(adapter)[1](found)
+        return module, found
+
     try:
-        module, found = guarded(None, "import", lambda: _found(spec, adapter))
+        module, found = guarded(None, "import", made)
+    except UnavailableError:
+        raise
     except PortError as error:
         raise PortError(f"{spec}: {error}", error.hint) from None
-    if isinstance(found, UsageError):
-        raise PortError(str(found))
+    except UsageError as error:
+        raise PortError(str(error)) from None
     if isinstance(found, type):
         found = guarded(module, spec, found)
     if not isinstance(found, Mapping):
         return {"": Held(found, module, spec)}
     return {name: Held(port, module, f"{spec} {name}") for name, port in found.items()}
-
-
-def _found(spec: str, adapter: str) -> tuple[Any, Any]:
-    try:
-        module, found = locate(spec, "port")
-        if adapter and not isinstance(found, type | Mapping) and not hasattr(found, REQUIRED[0]):
-            found = locate(adapter)[1](found)
-        return module, found
-    except UsageError as error:
-        return None, error

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -39,20 +39,15 @@ def mismatch(expected: Mapping[str, Shape], came: Mapping[str, Shape]) -> tuple[
     missing = {name: shape for name, shape in expected.items() if name not in came}
     unknown = {name: shape for name, shape in came.items() if name not in expected}
     if missing or unknown:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} of {len(expected)} names missing ({_some(missing)})")
-        if unknown:
-            parts.append(f"{len(unknown)} unknown to the reference ({_some(unknown)})")
+        parts = [f"{len(missing)} of {len(expected)} names missing ({some(missing)})"] if missing else []
+        parts += [f"{len(unknown)} unknown to the reference ({some(unknown)})"] if unknown else []
         return f"names do not match: {', '.join(parts)}", proposal(missing, unknown)
-    for name, shape in expected.items():
-        if came[name] != shape:
-            axes = transposition(shape, came[name])
-            how = (
-                f"; it is the reference's transposed: to torch's layout with .transpose{inverse(axes)}" if axes else ""
-            )
-            return f"{name} has shape {came[name]}, expected {shape}{how}", ""
-    return None
+    name = next((name for name, shape in expected.items() if came[name] != shape), None)
+    if name is None:
+        return None
+    axes = transposition(expected[name], came[name])
+    how = f"; it is the reference's transposed: to torch's layout with .transpose{inverse(axes)}" if axes else ""
+    return f"{name} has shape {came[name]}, expected {expected[name]}{how}", ""
 
 
 def proposal(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> str:
@@ -62,9 +57,10 @@ def proposal(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> str:
     if pairs:
         lines += ["paste and correct this mapping, the reference's names to the port's:", "", "names = {"]
         for one in pairs[:_MOST_LINES]:
-            lines.append(f'    "{one.expected}": "{one.came}",  # {_remark(one, missing, unknown)}')
+            remark = _remark(one, missing[one.expected], unknown[one.came])
+            lines.append(f'    "{one.expected}": "{one.came}",  # {remark}')
         lines += [f"    # … and {len(pairs) - _MOST_LINES} more"] if len(pairs) > _MOST_LINES else []
-        lines += ["}"]
+        lines.append("}")
     paired = {name for one in pairs for name in (one.expected, one.came)}
     for title, shapes in (("nothing of the port fits", missing), ("nothing of the reference fits", unknown)):
         left = [f"{name} {shape}" for name, shape in shapes.items() if name not in paired]
@@ -128,20 +124,15 @@ def _fit(shape: Shape, other: Shape) -> float:
     return 1.0 if math.prod(shape) == math.prod(other) else 0.0
 
 
-def _remark(one: Pair, missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> str:
-    shape, other = missing[one.expected], unknown[one.came]
-    if shape == other:
-        how = f"{shape}"
-    elif one.axes:
-        how = f"{shape} → {other}, axes {one.axes}"
-    else:
-        how = f"{shape} → {other}, reshaped"
-    return how + (f"; {one.alternatives} more would fit" if one.alternatives else "")
+def _remark(one: Pair, shape: Shape, other: Shape) -> str:
+    arrow = f" → {other}, {f'axes {one.axes}' if one.axes else 'reshaped'}" if shape != other else ""
+    return f"{shape}{arrow}" + (f"; {one.alternatives} more would fit" if one.alternatives else "")
 
 
-def _some(shapes: Mapping[str, Shape]) -> str:
-    names = list(shapes)
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def some(names: Iterable[str]) -> str:
+    """The first three of them."""
+    told = list(names)
+    return ", ".join(told[:3]) + (", …" if len(told) > 3 else "")
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -11,13 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from parity.cases import Answer, Case
 from parity.cases_file import MOST_BYTES, pack, unpack
-from parity.errors import PortError, UsageError, one_line, printable
+from parity.errors import PortError, UnavailableError, UsageError, printable
 from parity.port.held import Held
 from parity.port.worker import HEADER, START
 
@@ -43,6 +44,7 @@ class PortProcess:
     Raises:
         PortError: from all methods, for whatever the port does instead of answering.
         UsageError: the interpreter cannot be run.
+        UnavailableError: JAX has no device there.
     """
 
     def __init__(
@@ -68,9 +70,12 @@ class PortProcess:
         self._stop()
 
     @property
-    def programs(self) -> "dict[str, Examinee]":
-        """What can be examined, by the names of the programs; a lone one's is ""."""
-        return {name: Examinee(self, name) for name in self._descriptions}
+    def programs(self) -> dict[str, Any]:
+        """What can be examined, with its own `describe()` and `answer(case)`, by its name; a lone one's is ""."""
+        return {
+            name: SimpleNamespace(describe=partial(self.describe, name), answer=partial(self.answer, program=name))
+            for name in self._descriptions
+        }
 
     def describe(self, program: str = "") -> dict[str, Any]:
         """The optional functions it offers, whether it can do float64, its dropout, its packages' versions."""
@@ -80,7 +85,7 @@ class PortProcess:
         """What the port says to the case."""
         if self._process is None:
             self._start()
-        answer: Answer = self._ask(case.call, pack({"program": program, "case": asdict(case)}))
+        answer: Answer = self._ask(case.call, pack({"program": program, "case": case}))
         return answer
 
     def _start(self) -> None:
@@ -144,6 +149,8 @@ class PortProcess:
         except BaseException:
             self._stop()
             raise
+        if "unavailable" in reply:
+            raise UnavailableError(reply["unavailable"])
         if "answer" not in reply:
             raise PortError(reply["error"], reply.get("hint", "") or self._hint())
         return reply["answer"]
@@ -199,29 +206,15 @@ class PortProcess:
         if code < 0:
             return f"the port's process crashed ({signal.Signals(-code).name})"
         self._reader.join(1.0)
-        lines = [one_line(line.decode(errors="replace"), 200) for line in self._printed]
-        last = next((line for line in reversed(lines) if line), "")
+        last = next((line.strip() for line in reversed(self._last_lines()) if line), "")
         return f"the port ended its own process with exit code {code}" + (f": {last}" if code and last else "")
 
     def _hint(self) -> str:
-        lines = [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
-        return "\n".join(["the last lines that the port printed:", *(f"  | {line}" for line in lines)]) if lines else ""
+        lines = [f"  | {line}" for line in self._last_lines()]
+        return "\n".join(["the last lines that the port printed:", *lines]) if lines else ""
 
-
-@dataclass(frozen=True)
-class Examinee:
-    """One program of a port's process."""
-
-    process: PortProcess
-    program: str
-
-    def describe(self) -> dict[str, Any]:
-        """See `PortProcess.describe`."""
-        return self.process.describe(self.program)
-
-    def answer(self, case: Case) -> Answer:
-        """See `PortProcess.answer`."""
-        return self.process.answer(case, self.program)
+    def _last_lines(self) -> list[str]:
+        return [printable(line.decode(errors="replace").rstrip())[:200] for line in self._printed]
 
 
 class _Ended(Exception):

@@ -1,18 +1,19 @@
 """What a port offers, and its answer to a case, checked. NumPy only."""
 
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from parity.cases import Answer, Array, Batch, Call, Case, Tensors
-from parity.errors import PortError, line_of, one_line, told
+from parity.cases import OPTIONAL, Answer, Array, Batch, Case, Tensors, put
+from parity.errors import PortError, UnavailableError, UsageError, line_of, one_line, told
 from parity.port.names import mismatch
 
 State = Any
 REQUIRED = ("load_state_dict", "state_dict", "outputs", "value_and_grad", "train_step")
-OPTIONAL = ("init", "train_epoch", "evaluate")
 
 
 class Port(Protocol):
@@ -64,13 +65,17 @@ def answer(port: Any, case: Case) -> Answer:
     """
     asked = _Asked(port, case)
     with np.errstate(all="ignore"):  # also, what a port tells NumPy of overflows stays with it
-        found = _CALLS[case.call](asked)
+        before = asked.state_dict(asked.load_state_dict(case.state)) if case.call == "train_steps" else {}
+        found = put(case, asked)
+        if before:
+            again = asked.load_state_dict(case.state)
+            asked.check_same(before, again, "load_state_dict: after training, the same tensors give another state")
         asked.check_untouched()
     return found
 
 
 class _Asked:
-    """A port that is asked one case: all that it is given is a copy, all that it returns is copied and checked."""
+    """A port as `put` asks it: all that it is given is a copy, all that it returns is copied and checked."""
 
     def __init__(self, port: Any, case: Case) -> None:
         self.port, self.case = port, case
@@ -78,184 +83,128 @@ class _Asked:
         """What was given or returned, under what name, and what it was then."""
         self.function = ""
 
-    def load(self) -> State:
-        return self("load_state_dict", self._given("the tensor {}", self.case.state))
+    def given(self, batches: tuple[Batch, ...], kind: str) -> tuple[Batch, ...]:
+        return tuple(self._copies(batch, f"{{}} of {kind} {at}") for at, batch in enumerate(batches, 1))
 
-    def batches(self) -> tuple[Batch, ...]:
-        return tuple(self._given(f"{{}} of batch {at}", batch) for at, batch in enumerate(self.case.batches, 1))
+    def load_state_dict(self, tensors: Tensors) -> State:
+        return self._call("load_state_dict", self._copies(tensors, "the tensor {}"))
 
-    def test_batches(self) -> tuple[Batch, ...]:
-        return tuple(
-            self._given(f"{{}} of test batch {at}", batch) for at, batch in enumerate(self.case.test_batches, 1)
-        )
+    def init(self, seed: int) -> State:
+        return self._call("init", seed)
 
-    def _given(self, name: str, arrays: Batch) -> Tensors:
+    def state_dict(self, state: State) -> Tensors:
+        """By the names of the case's state, where it has any."""
+        tensors = self._mapping(self._call("state_dict", state), "state/")
+        if self.case.state:
+            wrong = mismatch(*({name: one.shape for name, one in each.items()} for each in (self.case.state, tensors)))
+            if wrong:
+                raise PortError(f"state_dict: {wrong[0]}", wrong[1])
+        return {name: tensors[name] for name in (self.case.state or tensors)}
+
+    def outputs(self, state: State, batch: Batch, train: bool) -> Tensors:
+        returned = self._call("outputs", state, batch, train)
+        lone = hasattr(returned, "__array__") and not isinstance(returned, Mapping)
+        return self._mapping({"output": returned} if lone else returned, "outputs/")
+
+    def value_and_grad(self, state: State, batch: Batch) -> tuple[Array, Tensors]:
+        """The gradients by names and shapes of the case's state. Which of them are parameters the reference knows."""
+        loss, gradients = self._pair("value_and_grad", state, batch)
+        loss, tensors = self._array("loss", loss, ()), self._mapping(gradients, "gradients/")
+        for name, tensor in tensors.items():
+            expected = self.case.state.get(name)
+            if expected is None:
+                raise PortError(f"value_and_grad: a gradient by {one_line(name)!r}, which is no tensor of the state")
+            if tensor.shape != expected.shape:
+                self._refuse(f"gradients/{name}", tensor, str(expected.shape))
+        return loss, {name: tensors[name] for name in self.case.state if name in tensors}
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Array]:
+        state, loss = self._pair("train_step", state, batch)
+        return state, self._array("loss", loss, ())
+
+    def train_epoch(self, state: State, batches: tuple[Batch, ...]) -> tuple[State, Array]:
+        state, losses = self._pair("train_epoch", state, batches)
+        return state, self._array("losses", losses, (len(batches),))
+
+    def evaluate(self, state: State, batches: tuple[Batch, ...]) -> Tensors:
+        before = self.state_dict(state) if self.case.call == "evaluate" else {}
+        reported = self._mapping(self._call("evaluate", state, batches), "evaluate/")
+        for name, number in reported.items():
+            if number.shape != ():
+                self._refuse(f"evaluate/{name}", number, "a number")
+        if before:
+            self.check_same(
+                before, state, "evaluate: the port changed its state, which an evaluation has to leave alone"
+            )
+        return reported
+
+    def check_same(self, before: Tensors, state: State, wrong: str) -> None:
+        """A state is as one was before."""
+        for name, tensor in self.state_dict(state).items():
+            if not np.array_equal(_bits(tensor), _bits(before[name])):
+                raise PortError(f"{wrong}: look at {one_line(name)}")
+
+    def check_untouched(self) -> None:
+        """What was given and what was returned is as it was then."""
+        for name, array, before in self.held:
+            if not np.array_equal(_bits(array), _bits(before)):
+                wrote = f"the port wrote into {one_line(name)}; it has to leave that alone: copy it"
+                raise PortError(f"{self.case.call}: {wrote}")
+
+    def _copies(self, arrays: Batch, name: str) -> Tensors:
         copies = {key: np.array(array) for key, array in arrays.items()}
         self.held += [(f"{name.format(key)} that it was given", copies[key], arrays[key]) for key in copies]
         return copies
 
-    def __call__(self, function: str, *arguments: Any) -> Any:
+    def _call(self, function: str, *arguments: Any) -> Any:
         self.function = function
         called = getattr(self.port, function, None)
         if not callable(called):
             raise PortError(f"{function}: the port has no such function")
         return guarded(self.port, function, lambda: called(*arguments))
 
-    def pair(self, value: Any) -> tuple[Any, Any]:
+    def _pair(self, function: str, *arguments: Any) -> tuple[Any, Any]:
+        value = self._call(function, *arguments)
         if not isinstance(value, tuple | list) or len(value) != 2:
-            self.refuse("", value, "a pair")
+            self._refuse("", value, "a pair")
         return value[0], value[1]
 
-    def state(self, state: State, prefix: str) -> Answer:
-        """`state/…` of a state. With the names of the case's state, where it has any."""
-        tensors = self.mapping(self("state_dict", state), prefix)
-        if self.case.state:
-            shapes = {name: tensor.shape for name, tensor in self.case.state.items()}
-            wrong = mismatch(shapes, {name: tensor.shape for name, tensor in tensors.items()})
-            if wrong:
-                raise PortError(f"state_dict: {wrong[0]}", wrong[1])
-        return {f"{prefix}{name}": tensors[name] for name in (self.case.state or tensors)}
-
-    def gradients(self, value: Any) -> Answer:
-        """`gradients/…` by names and shapes of the case's state. Which of them are parameters the reference knows."""
-        tensors = self.mapping(value, "gradients/")
-        for name, tensor in tensors.items():
-            expected = self.case.state.get(name)
-            if expected is None:
-                raise PortError(f"{self.function}: a gradient by {one_line(name)!r}, which is no tensor of the state")
-            if tensor.shape != expected.shape:
-                self.refuse(f"gradients/{name}", tensor, str(expected.shape))
-        return {f"gradients/{name}": tensors[name] for name in self.case.state if name in tensors}
-
-    def mapping(self, value: Any, prefix: str) -> Tensors:
+    def _mapping(self, value: Any, prefix: str) -> Tensors:
         if not isinstance(value, Mapping):
-            self.refuse("", value, "a dict of name → array")
+            self._refuse("", value, "a dict of name → array")
         tensors = {}
         for name in guarded(self.port, self.function, lambda: list(value)):
             if not isinstance(name, str):
-                self.refuse("", name, "names that are strings")
-            tensors[name] = self.array(f"{prefix}{name}", value[name])
+                self._refuse("", name, "names that are strings")
+            tensors[name] = self._array(f"{prefix}{name}", value[name])
         return tensors
 
-    def array(self, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
+    def _array(self, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
         """A copy of what was returned, once it is known to be numbers of the case's dtype."""
         if type(value) in (bool, int, float):  # `float(loss)` says nothing of the dtype that it was computed in
             array = np.asarray(value, self.case.dtype if type(value) is float else None)
         elif hasattr(value, "__array__"):
             array = guarded(self.port, self.function, lambda: np.asarray(value))
         else:
-            self.refuse(name, value, f"an array of {self.case.dtype}")
+            self._refuse(name, value, f"an array of {self.case.dtype}")
         floating = array.dtype.kind == "f" or array.dtype.name == self.case.dtype.name or array.dtype.kind in "cV"
         if array.dtype.kind not in "biufcV" or (floating and array.dtype != self.case.dtype):
-            self.refuse(name, array, str(self.case.dtype))
+            self._refuse(name, array, str(self.case.dtype))
         if shape is not None and array.shape != shape:
-            self.refuse(name, array, str(shape))
+            self._refuse(name, array, str(shape))
         copy = np.array(array, order="C")
         self.held.append((f"{name} that it had returned", array, copy))
         return copy
 
-    def refuse(self, name: str, value: Any, expected: str) -> Any:
+    def _refuse(self, name: str, value: Any, expected: str) -> NoReturn:
         of = f" for {one_line(name)}" if name else ""
         raise PortError(f"{self.function}: the port returned {_kind(value)}{of}, expected {expected}")
 
-    def check_same(self, before: Answer, state: State, wrong: str) -> None:
-        """A state is as one was before."""
-        for name, tensor in self.state(state, "state/").items():
-            if not np.array_equal(_bits(tensor), _bits(before[name])):
-                raise PortError(f"{wrong} {one_line(name.removeprefix('state/'))}")
 
-    def check_untouched(self) -> None:
-        """What was given and what was returned is as it was then."""
-        for name, array, before in self.held:
-            if not np.array_equal(_bits(array), _bits(before)):
-                raise PortError(
-                    f"{self.case.call}: the port wrote into {one_line(name)}; it has to leave that alone: copy it"
-                )
-
-
-def _load(asked: _Asked) -> Answer:
-    return asked.state(asked.load(), "state/")
-
-
-def _init(asked: _Asked) -> Answer:
-    return asked.state(asked("init", asked.case.seed), "state/")
-
-
-def _outputs(asked: _Asked) -> Answer:
-    return _outputs_of(asked, asked.load(), asked.batches()[0], asked.case.train)
-
-
-def _outputs_of(asked: _Asked, state: State, batch: Batch, train: bool) -> Answer:
-    returned = asked("outputs", state, batch, train)
-    lone = hasattr(returned, "__array__") and not isinstance(returned, Mapping)
-    outputs = asked.mapping({"output": returned} if lone else returned, "outputs/")
-    return {f"outputs/{name}": array for name, array in outputs.items()}
-
-
-def _value_and_grad(asked: _Asked) -> Answer:
-    loss, gradients = asked.pair(asked("value_and_grad", asked.load(), asked.batches()[0]))
-    return {"loss": asked.array("loss", loss, ()), **asked.gradients(gradients)}
-
-
-def _train_steps(asked: _Asked) -> Answer:
-    state, batches, found = asked.load(), asked.batches(), {}
-    before = asked.state(state, "state/")
-    for step, batch in enumerate(batches, 1):
-        state, loss = asked.pair(asked("train_step", state, batch))
-        found[f"loss/{step}"] = asked.array("loss", loss, ())
-        found |= asked.state(state, f"state/{step}/")
-    found |= _outputs_of(asked, state, batches[0], False)
-    asked.check_same(
-        before, asked.load(), "load_state_dict: after training, the same tensors give another state: look at"
-    )
-    return found
-
-
-def _train_epoch(asked: _Asked) -> Answer:
-    batches = asked.batches()
-    state, losses = asked.pair(asked("train_epoch", asked.load(), batches))
-    return {"losses": asked.array("losses", losses, (len(batches),)), **asked.state(state, "state/")}
-
-
-def _evaluate(asked: _Asked) -> Answer:
-    state = asked.load()
-    before = asked.state(state, "state/")
-    found = _evaluation(asked, state, asked.batches(), "evaluate/")
-    asked.check_same(
-        before, state, "evaluate: the port changed its state, which an evaluation has to leave alone: look at"
-    )
-    return found
-
-
-def _evaluation(asked: _Asked, state: State, batches: tuple[Batch, ...], prefix: str) -> Answer:
-    reported = asked.mapping(asked("evaluate", state, batches), prefix)
-    for name, number in reported.items():
-        if number.shape != ():
-            asked.refuse(f"{prefix}{name}", number, "a number")
-    return {f"{prefix}{name}": number for name, number in reported.items()}
-
-
-def _whole_run(asked: _Asked) -> Answer:
-    state, batches, test_batches = asked.load(), asked.batches(), asked.test_batches()
-    found: Answer = {}
-    for epoch in range(1, asked.case.epochs + 1):
-        state, losses = asked.pair(asked("train_epoch", state, batches))
-        found[f"losses/{epoch}"] = asked.array("losses", losses, (len(batches),))
-        found |= asked.state(state, f"state/{epoch}/")
-        found |= _evaluation(asked, state, test_batches, f"evaluate/{epoch}/")
-    return found
-
-
-_CALLS: dict[Call, Callable[[_Asked], Answer]] = {
-    "load": _load,
-    "init": _init,
-    "outputs": _outputs,
-    "value_and_grad": _value_and_grad,
-    "train_steps": _train_steps,
-    "train_epoch": _train_epoch,
-    "evaluate": _evaluate,
-    "whole_run": _whole_run,
-}
+def can_answer(offers: Mapping[str, Any], case: Case) -> bool:
+    """Whether a port offers what a case asks for."""
+    lacks = case.call in OPTIONAL and case.call not in offers.get("offers", ())
+    return not lacks and (case.dtype.itemsize == 4 or bool(offers.get("float64", True)))
 
 
 def guarded(port: Any, function: str, call: Callable[[], Any]) -> Any:
@@ -263,17 +212,33 @@ def guarded(port: Any, function: str, call: Callable[[], Any]) -> Any:
 
     Raises:
         PortError: it raised anything at all; says what, and in which line of the port.
+        UnavailableError: it raised where JAX has no device to run on.
     """
     try:
         return call()
-    except KeyboardInterrupt:
-        raise
     except PortError as error:
         raise PortError(f"{function}: {error}", error.hint) from None
+    except (KeyboardInterrupt, UsageError):
+        raise
     except BaseException as error:  # a port must not end its judge, least of all with a 0
+        _check_device()
         trace = "".join(traceback.format_exception(error)[-6:]) if not isinstance(error, RecursionError) else ""
         own = getattr(port, "__file__", None) or getattr(port, "FILE", None)
         raise PortError(f"{function}: the port raised {told(error)}{line_of(error, own)}", trace.strip()) from None
+
+
+def _check_device() -> None:
+    """What is raised where JAX has no device is no port's fault."""
+    devices = getattr(sys.modules.get("jax"), "devices", None)
+    try:
+        if devices is not None:
+            devices()
+    # Without CUDA wheels JAX_PLATFORMS=cuda fails an assertion, and plugins raise errors of their own.
+    except Exception as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        where = f": JAX_PLATFORMS={asked}, and its plugin is missing or fails" if asked else ""
+        said = str(error) or "no backend could be initialized"
+        raise UnavailableError(f"JAX has no device to run the port on{where} ({said})") from None
 
 
 def _kind(value: Any) -> str:

@@ -3,7 +3,8 @@
 import inspect
 import textwrap
 
-from parity.port.protocol import OPTIONAL, REQUIRED, Port
+from parity.cases import OPTIONAL
+from parity.port.protocol import REQUIRED, Port
 
 _HEAD = '''"""{purpose}
 

@@ -10,10 +10,10 @@ import struct
 import sys
 import threading
 import time
-from typing import Any
+from typing import IO, Any
 
 from parity.cases_file import case_of, pack, unpack
-from parity.errors import PortError, told
+from parity.errors import PortError, UnavailableError, told
 from parity.port.held import Held, find
 
 HEADER = struct.Struct("<16sQ")
@@ -34,7 +34,6 @@ importlib.import_module(package + ".port.worker").main(*rest)
 
 def main(asked: str, answered: str, spec: str, adapter: str) -> None:
     """Answer until there is no more question. The first one is the empty message: who are you?"""
-    requests, replies = int(asked), int(answered)
     sys.argv = [spec]
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -43,7 +42,8 @@ def main(asked: str, answered: str, spec: str, adapter: str) -> None:
     faulthandler.enable()
     threading.Thread(target=_end_with_the_judge, args=(os.getppid(),), daemon=True).start()
     try:
-        _answer_all(requests, replies, spec, adapter)
+        with open(int(asked), "rb") as requests, open(int(answered), "wb") as replies:
+            _answer_all(requests, replies, spec, adapter)
     except OSError as error:
         sys.exit(f"the port closed the pipe that the exam uses: {error.strerror}")
 
@@ -55,7 +55,7 @@ def _end_with_the_judge(judge: int) -> None:
     os._exit(1)
 
 
-def _answer_all(requests: int, replies: int, spec: str, adapter: str) -> None:
+def _answer_all(requests: IO[bytes], replies: IO[bytes], spec: str, adapter: str) -> None:
     ports: dict[str, Held] = {}
 
     def reply(question: Any) -> dict[str, Any]:
@@ -65,27 +65,18 @@ def _answer_all(requests: int, replies: int, spec: str, adapter: str) -> None:
             return ports[question["program"]].answer(case_of(question["case"]))
         return {name: port.describe() for name, port in ports.items()}
 
-    while header := _read(requests, HEADER.size):
+    while header := requests.read(HEADER.size):
         number, size = HEADER.unpack(header)
-        question = unpack(_read(requests, size)) if size else None
+        question = unpack(requests.read(size)) if size else None
         try:
             content = pack({"answer": reply(question)})
+        except UnavailableError as error:
+            content = pack({"unavailable": str(error)})
         except PortError as error:
             content = pack({"error": str(error), "hint": error.hint})
         except BaseException as error:  # an array whose methods raise, say
             call = question["case"]["call"] if question else "import"
             content = pack({"error": f"{call}: the port raised {told(error)}"})
-        _write(replies, HEADER.pack(number, len(content)) + content)
-
-
-def _read(pipe: int, size: int) -> bytes:
-    content = bytearray()
-    while len(content) < size and (part := os.read(pipe, min(size - len(content), 1 << 20))):
-        content += part
-    return bytes(content)
-
-
-def _write(pipe: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(pipe, view) :]
+        replies.write(HEADER.pack(number, len(content)))
+        replies.write(content)
+        replies.flush()

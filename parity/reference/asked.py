@@ -6,19 +6,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
-from parity.cases import Answer, Array, Case, Tensors
-from parity.errors import UsageError
+from parity.cases import OPTIONAL, Answer, Case, Tensors
+from parity.errors import UsageError, line_of, told
 from parity.reference.dropout import Kept, Off, without_chance
 from parity.reference.noise import EXACTLY, Rounding
-from parity.reference.program import Reference, answer, fresh
-from parity.variations import Program
-from parity.verdict.comparison import FACTOR, Comparison, Measured, Paper, measured, tolerances
+from parity.reference.program import Reference, answer, arrays, fresh, torch_batch
+from parity.variations import Program, cases
+from parity.verdict.comparison import FACTOR, Comparison, Measured, measured, tolerances
 
 RUNS, MOST_RUNS = 6, 64
 
@@ -51,13 +51,15 @@ class Question:
         self._run(MOST_RUNS if len(self.runs) > RUNS else 3 * RUNS)
         return True
 
-    def paper(self) -> Paper:
-        """All of it as it can be recorded."""
-        return Paper(self.case, self.expected, self.own, self.tolerances())
+    def as_answers(self) -> dict[str, Answer]:
+        """All of it as it can be recorded: what `Paper.of` takes."""
+        own = {} if self.own is None else {"reference": self.own}
+        return {"expected": self.expected, "tolerance": self.tolerances(), **own}
 
     def _run(self, count: int) -> None:
         for run in range(len(self.runs) + 1, count + 1):
-            self.runs.append(self.sitting.answer(self.case, self.sitting.rounding(self.case, run)))
+            rounding = Rounding(run, self.case.dtype == np.float32, self.sitting.precision)
+            self.runs.append(self.sitting.answer(self.case, rounding))
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,33 @@ class Sitting:
 
     @staticmethod
     def of(reference: Reference, offers: Mapping[str, Any], precision: str) -> "Sitting":
-        """Everything about a reference that must be known before it is asked."""
+        """Everything about a reference that must be known before it is asked.
+
+        Raises:
+            UsageError: it cannot be asked at all.
+        """
         dropout = offers.get("dropout", "off")
-        reference = replace(reference, module=without_chance(reference.module, dropout))
-        with Off() as off:
-            program = _program(reference, offers)
+        reference = replace(_usable(reference), module=without_chance(reference.module, dropout))
+        try:
+            with Off() as off:
+                program = _program(reference, offers)
+        except Exception as error:
+            where = line_of(error, inspect.getsourcefile(inspect.unwrap(reference.loss)))
+            raise UsageError(f"{reference.name or 'the reference'}: raises {told(error)}{where}") from None
         return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
+
+    @property
+    def dropout(self) -> str:
+        """`off`, or `kept`: nothing is dropped, and all of it is scaled."""
+        return str(self.offers.get("dropout", "off"))
+
+    @property
+    def name(self) -> str:
+        return self.reference.name
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        return self.program.parameters
 
     @property
     def float64(self) -> bool:
@@ -94,13 +117,13 @@ class Sitting:
         """Whether both sides can train and report as the program does."""
         return self.reference.whole_run is not None and self.program.has_epoch and self.program.has_evaluate
 
-    def rounding(self, case: Case, run: int) -> Rounding:
-        """That of one of many runs of a case."""
-        return Rounding(run, case.dtype == np.float32, self.precision)
+    def cases(self, seed: int, quick: bool) -> list[Case]:
+        """All that is worth asking."""
+        return cases(self.program, seed, quick, self.float64)
 
     def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
-        chance = Kept if self.offers.get("dropout") == "kept" else Off
+        chance = Kept if self.dropout == "kept" else Off
         return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
 
     def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
@@ -109,27 +132,31 @@ class Sitting:
 
     def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
         """The same exam for another reference: one with a mistake that the port was found to make."""
-        return replace(self, reference=rewrite(self.reference))
+        return replace(self, reference=rewrite(self.reference), dropped=[*self.dropped])
 
     def ask(self, case: Case) -> Question | None:
         """The case with what is expected of it; None where the reference itself raises or overflows."""
         try:
             expected = self.answer(case, EXACTLY if case.dtype == np.float32 else Rounding(narrow=False))
             own = self.answer(case, None) if case.dtype == np.float32 else None
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            self.dropped.append(f"{case.call}, {case.name}: the reference raises {type(error).__name__}: {error}")
-            return None
-        for name, values in expected.items():
-            finite = np.isfinite(values)
-            if values.dtype.kind == "f" and own is not None and not (np.isfinite(own[name]) == finite).all():
-                self.dropped.append(f"{case.call}, {case.name}: {name} overflows in the reference")
-                return None
-        return Question(case, expected, own, self)
+        except Exception as error:
+            why = f"the reference raises {told(error)}"
+        else:
+            why = _unfit(expected, own)
+            if not why:
+                return Question(case, expected, own, self)
+        self.dropped.append(f"{case.call}, {case.name}: {why}")
+        return None
+
+    def refuse(self, call: str) -> NoReturn:
+        """End an exam that the reference itself cannot sit: a stage that is not judged must not seem to agree."""
+        said = next(line for line in self.dropped if line.startswith(f"{call}, "))
+        raise UsageError(f"{self.name or 'the reference'}: {said}; and no other case of {call} can be asked")
 
     def not_judged(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """What was not asked, and why."""
         said = []
-        for stage, name in (("init", "init"), ("epoch", "train_epoch"), ("evaluate", "evaluate")):
+        for stage, name in zip(("init", "epoch", "evaluate"), OPTIONAL, strict=True):
             if stage in wanted and not getattr(self.reference, name):
                 said.append(f"{stage}: the reference has no {name}")
             elif stage in wanted and name not in self.offers.get("offers", ()):
@@ -145,9 +172,8 @@ class Sitting:
 
     def notes(self) -> tuple[str, ...]:
         """How both sides were asked, and what else is worth saying."""
-        kept = self.offers.get("dropout") == "kept"
-        dropout = "dropout keeps everything and scales it on both sides" if kept else "dropout is off on both sides"
-        return (dropout, *self.remarks)
+        kept = "dropout keeps everything and scales it on both sides"
+        return (kept if self.dropout == "kept" else "dropout is off on both sides", *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""
@@ -158,30 +184,46 @@ class Sitting:
             if not one.passes and (name := one.quantity.rpartition("/")[2]) and (place := place_of(module, name))
         }
 
-    def all_places(self) -> dict[str, str]:
-        """Where the module of every tensor is written."""
-        return {name: place for name in self.program.state if (place := place_of(self._module, name))}
+    def about(self) -> dict[str, Any]:
+        """What a recording says of its reference."""
+        places = {name: place for name in self.program.state if (place := place_of(self._module, name))}
+        return {
+            "reference": self.reference.name,
+            "dropout": self.dropout,
+            "parameters": sorted(self.parameters),
+            "not_judged": list(self.dropped),
+            "notes": list(self.notes()),
+            "places": places,
+        }
 
     @cached_property
     def _module(self) -> nn.Module:
         return fresh(self.reference)
 
 
+def _unfit(expected: Measured, own: Measured | None) -> str:
+    """Why nothing can be expected of a port: what overflows in the reference, or is no number at all; else ""."""
+    finite = {name: np.isfinite(values) for name, values in expected.items() if values.dtype.kind == "f"}
+    if finite and not any(each.any() for each in finite.values()):
+        return "nothing that the reference says is finite"
+    for name, each in finite.items():
+        if own is not None and not (np.isfinite(own[name]) == each).all():
+            return f"{name} overflows in the reference"
+    return ""
+
+
 def place_of(module: nn.Module, name: str) -> str:
     """`features.1: Linear (program.py:31)` for `features.1.weight`; "" for what is no tensor of the module."""
     path, _, _ = name.rpartition(".")
     owner, inner, written = module, "", type(module)
-    walked = []
     for part in filter(None, path.split(".")):
-        if not isinstance(getattr(owner, part, None), nn.Module):
+        child = getattr(owner, part, None)
+        if not isinstance(child, nn.Module):
             return ""
         if not type(owner).__module__.startswith("torch.nn"):
             written, inner = type(owner), part
-        owner = getattr(owner, part)
-        walked.append(part)
-    if not walked:
-        return ""
-    return f"{path}: {type(owner).__name__}{_line(written, inner)}"
+        owner = child
+    return f"{path}: {type(owner).__name__}{_line(written, inner)}" if path else ""
 
 
 def _line(written: type, attribute: str) -> str:
@@ -195,34 +237,30 @@ def _line(written: type, attribute: str) -> str:
     return f" ({file}:{first + at})"
 
 
+def _usable(reference: Reference) -> Reference:
+    """With arrays in its batches."""
+    if isinstance(reference.module, nn.Module):
+        kind = type(reference.module).__name__
+        raise UsageError(f"the reference's module is a {kind}, expected a function that makes one: lambda: {kind}(...)")
+    batches = list(reference.batches)
+    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        what = "batches that are no dicts" if batches else "no batches"
+        raise UsageError(f"the reference has {what}; expected a list of dicts of arrays, at least one")
+    return replace(reference, batches=[arrays(batch) for batch in batches])
+
+
 def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
-    if len(reference.batches) < 1:
-        raise UsageError("the reference has no batches; expected a list of dicts of arrays, at least one")
     module = fresh(reference)
-    state = {name: _numbers(tensor) for name, tensor in module.state_dict().items()}
+    state = arrays(module.state_dict())
     trained = dict(module.named_parameters(remove_duplicate=False))
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     tied = {name: first[id(parameter)] for name, parameter in trained.items() if first[id(parameter)] != name}
     module.train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        reference.loss(
-            module, {name: torch.from_numpy(np.array(array)) for name, array in reference.batches[0].items()}
-        )
-    running = {
-        name
-        for name, tensor in module.state_dict().items()
-        if name not in trained and not np.array_equal(_numbers(tensor), state[name], equal_nan=True)
-    }
-    offered = [
-        bool(getattr(reference, name)) and name in offers.get("offers", ())
-        for name in ("init", "train_epoch", "evaluate")
-    ]
+        reference.loss(module, torch_batch(reference.batches[0]))
+    after = arrays(module.state_dict())
+    buffers = [name for name in state if name not in trained]
+    running = {name for name in buffers if not np.array_equal(after[name], state[name], equal_nan=True)}
+    offered = [bool(getattr(reference, name)) and name in offers.get("offers", ()) for name in OPTIONAL]
     program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
-    return replace(program, further=tuple(reference.cases(program)) if reference.cases else ())
-
-
-def _numbers(tensor: torch.Tensor) -> Array:
-    """A tensor's values; those of half precision as float32, which is what crosses the border."""
-    tensor = tensor.detach().cpu()
-    half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return np.array((tensor.float() if half else tensor).numpy())
+    return replace(program, further=tuple(reference.cases(program))) if reference.cases else program

@@ -42,14 +42,14 @@ class Off(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.was_used |= func in _FUNCTIONS or func is functional.scaled_dot_product_attention
+        attends = func is functional.scaled_dot_product_attention
+        self.was_used |= func in _FUNCTIONS or attends
         if func in _FUNCTIONS:
             return args[0] if args else kwargs["input"]
-        if func is functional.scaled_dot_product_attention:
-            args, kwargs = (
-                args[:4] + (0.0,) * (len(args) > 4) + args[5:],
-                kwargs | ({} if len(args) > 4 else {"dropout_p": 0.0}),
-            )
+        if attends and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        elif attends:
+            kwargs = kwargs | {"dropout_p": 0.0}
         return func(*args, **kwargs)
 
 

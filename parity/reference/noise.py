@@ -1,8 +1,10 @@
 """Errors of rounding: how large they are, where there are none, and which value errs how."""
 
 import functools
+import operator
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +113,14 @@ def rounded_number(value: float, rounding: Rounding) -> float:
     return value * (1 + error * rounding.unit("number", torch.float32))
 
 
+def _erring(operation: Callable[[Any, Any], Any], reverse: bool = False) -> Callable[["Number", Any], Any]:
+    def method(number: "Number", other: Any) -> Any:
+        value = operation(other, float(number)) if reverse else operation(float(number), other)
+        return Number.of(value, number.rounding) if isinstance(value, float) else value
+
+    return method
+
+
 class Number(float):
     """A rate, decay or beta of an optimizer that errs with every operation, as in a port that computes it in float32.
 
@@ -125,31 +135,11 @@ class Number(float):
         number.rounding = rounding
         return number
 
-    def _result(self, value: Any) -> Any:
-        return Number.of(value, self.rounding) if isinstance(value, float) else value
-
-    def __add__(self, other: Any) -> Any:
-        return self._result(float(self) + other)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._result(float(self) - other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._result(other - float(self))
-
-    def __mul__(self, other: Any) -> Any:
-        return self._result(float(self) * other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._result(float(self) / other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._result(other / float(self))
-
-    def __pow__(self, other: Any, modulo: None = None) -> Any:
-        return self._result(float(self) ** other)
-
-    __radd__, __rmul__ = __add__, __mul__
+    __add__ = __radd__ = _erring(operator.add)
+    __sub__, __rsub__ = _erring(operator.sub), _erring(operator.sub, reverse=True)
+    __mul__ = __rmul__ = _erring(operator.mul)
+    __truediv__, __rtruediv__ = _erring(operator.truediv), _erring(operator.truediv, reverse=True)
+    __pow__ = _erring(operator.pow)  # type: ignore[assignment]
 
 
 def _exact(name: str, out: Tensor, bound: Tensor, unit: float, args: Any) -> Tensor | None:

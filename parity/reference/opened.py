@@ -1,12 +1,18 @@
 """torch's composite functions in plain calls, so that what happens inside them can be rewritten, too."""
 
+import functools
+import inspect
 import math
+import operator
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+_MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 
 def attention(
@@ -33,69 +39,45 @@ def attention(
     return torch.matmul(weights, value)
 
 
-def multi_head_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    training: bool = True,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    use_separate_proj_weight: bool = False,
-    q_proj_weight: Tensor | None = None,
-    k_proj_weight: Tensor | None = None,
-    v_proj_weight: Tensor | None = None,
-    static_k: Tensor | None = None,
-    static_v: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+def multi_head_attention(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
     """`multi_head_attention_forward` of `(length, batch, width)`, without what few use."""
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-    weights = (
-        (q_proj_weight, k_proj_weight, v_proj_weight)
-        if use_separate_proj_weight
-        else ()
-        if in_proj_weight is None
-        else in_proj_weight.chunk(3)
-    )
+    given = _MULTI_HEAD.bind(*arguments, **named)
+    given.apply_defaults()
+    asked = SimpleNamespace(**given.arguments)
+    query, num_heads = asked.query, asked.num_heads
+    biases = (None, None, None) if asked.in_proj_bias is None else asked.in_proj_bias.chunk(3)
+    if asked.use_separate_proj_weight:
+        weights = asked.q_proj_weight, asked.k_proj_weight, asked.v_proj_weight
+    else:
+        weights = asked.in_proj_weight.chunk(3)
     length, batch, width = query.shape
 
     def heads(values: Tensor, weight: Any, bias: Any) -> Tensor:
         projected = functional.linear(values, weight, bias)
         return projected.reshape(values.shape[0], batch, num_heads, width // num_heads).permute(1, 2, 0, 3)
 
-    q, k, v = (heads(*one) for one in zip((query, key, value), weights, biases, strict=True))
-    mask = None
-    for part in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None, :]):
-        if part is None:
-            continue
-        if part.dim() == 3:
-            part = part.reshape(batch, num_heads, *part.shape[1:])
-        added = (
-            torch.zeros(part.shape, dtype=q.dtype).masked_fill(part, -math.inf) if part.dtype == torch.bool else part
-        )
-        mask = added if mask is None else mask + added
+    q, k, v = (heads(*one) for one in zip((query, asked.key, asked.value), weights, biases, strict=True))
+    padding = None if asked.key_padding_mask is None else asked.key_padding_mask[:, None, None, :]
     scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
-    if mask is not None:
-        scores = scores + mask
+    masks = [_added(mask, scores) for mask in (asked.attn_mask, padding) if mask is not None]
+    if masks:
+        scores = scores + functools.reduce(operator.add, masks)
     shares = functional.softmax(scores, dim=-1)
-    mixed = torch.matmul(functional.dropout(shares, dropout_p, training), v)
+    mixed = torch.matmul(functional.dropout(shares, asked.dropout_p, asked.training), v)
     joined = mixed.permute(2, 0, 1, 3).reshape(length, batch, width)
-    result = functional.linear(joined, out_proj_weight, out_proj_bias)
-    if not need_weights:
+    result = functional.linear(joined, asked.out_proj_weight, asked.out_proj_bias)
+    if not asked.need_weights:
         return result, None
-    return result, shares.mean(1) if average_attn_weights else shares
+    return result, shares.mean(1) if asked.average_attn_weights else shares
+
+
+def _added(mask: Tensor, scores: Tensor) -> Tensor:
+    """A mask of attention as what is added to the scores `(batch, heads, length, length)`."""
+    if mask.dim() == 3:
+        mask = mask.reshape(*scores.shape[:2], *mask.shape[1:])
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(mask, -math.inf)
 
 
 class _Cell(nn.Module):

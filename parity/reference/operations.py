@@ -46,16 +46,10 @@ LINEAR = words(
     """
 )
 
-PRODUCTS = words(
-    """
-    mm bmm mv dot convolution convolution_backward
-    """
-)
+PRODUCTS = words("mm bmm mv dot convolution convolution_backward")
 SUMS = words(
-    """
-    sum cumsum index_add scatter_add index_put _index_put_impl embedding_dense_backward
-    max_pool2d_with_indices_backward unfold_backward im2col col2im
-    """
+    "sum cumsum index_add scatter_add index_put _index_put_impl embedding_dense_backward "
+    "max_pool2d_with_indices_backward unfold_backward im2col col2im"
 )
 
 # Draws take other numbers from the generator in float64: they are made in float32, then widened.
@@ -93,20 +87,6 @@ def name_of(operation: Any) -> str:
     return name.rstrip("_") if not name.startswith("__") else name
 
 
-def _plain() -> dict[Any, Callable[..., Any]]:
-    """The commonest ones in a line each: torch's own decompositions of them take many times as long."""
-    return {
-        aten.lerp.Scalar: lambda a, b, weight: a + weight * (b - a),
-        aten.lerp.Tensor: lambda a, b, weight: a + weight * (b - a),
-        aten.addcmul.default: lambda a, b, c, value=1: a + value * (b * c),
-        aten.addcdiv.default: lambda a, b, c, value=1: a + value * (b / c),
-        aten.addmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
-        aten.baddbmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
-        aten._softmax.default: _softmax,
-        aten._log_softmax.default: _log_softmax,
-    }
-
-
 def _softmax(values: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
     powers = (values - values.amax(dim, keepdim=True)).exp()
     return powers / powers.sum(dim, keepdim=True)
@@ -117,10 +97,17 @@ def _log_softmax(values: torch.Tensor, dim: int, half_to_float: bool) -> torch.T
     return shifted - shifted.exp().sum(dim, keepdim=True).log()
 
 
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    packets = [getattr(aten, name) for name in COMPOSITE if hasattr(aten, name)]
-    return {**get_decompositions(packets), **_plain()}
+# The commonest ones in a line each: torch's own decompositions of them take many times as long.
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    aten.lerp.Scalar: lambda a, b, weight: a + weight * (b - a),
+    aten.lerp.Tensor: lambda a, b, weight: a + weight * (b - a),
+    aten.addcmul.default: lambda a, b, c, value=1: a + value * (b * c),
+    aten.addcdiv.default: lambda a, b, c, value=1: a + value * (b / c),
+    aten.addmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
+    aten.baddbmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
+    aten._softmax.default: _softmax,
+    aten._log_softmax.default: _log_softmax,
+}
 
-
-DECOMPOSED = _decompositions()
+DECOMPOSED = {**get_decompositions([getattr(aten, name) for name in COMPOSITE if hasattr(aten, name)]), **_PLAIN}
 """Overload → the same in smaller operations."""

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from parity.cases import Answer, Batch, Case, Tensors
+from parity.cases import Answer, Array, Batch, Case, Tensors, put
 from parity.reference.noise import EXACTLY, Number, Rounding
 from parity.reference.rounding import Wide, held, wide, widened
 from parity.variations import Program
@@ -33,8 +34,8 @@ class WholeRun:
 class Layout:
     """How tensors are misread: what is taken for each of them when they are loaded, and what is told in its place."""
 
-    taken: Callable[[Tensors], Tensors]
-    told: Callable[[Tensors], Tensors]
+    taken: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    told: Callable[[Tensors], Tensors] = lambda tensors: tensors
     """Of states, and of gradients, which lack the buffers."""
 
 
@@ -92,103 +93,92 @@ def answer(
     context = contextlib.nullcontext() if rounding is None else wide(rounding)
     with torch.random.fork_rng(devices=[]), context, rewrite():
         torch.manual_seed(0)
-        if case.call == "init":
-            assert reference.init is not None
-            drawn = _named("state", reference.init(case.seed).state_dict())
-            return {name: _numpy(tensor) for name, tensor in drawn.items()}
-        module = reference.module()
-        load(module, reference.layout.taken(case.state) if reference.layout else case.state)
-        batches = [_tensors(batch, rounding) for batch in case.batches]
-        said = {name: _numpy(value) for name, value in _ask(reference, module, case, batches, rounding).items()}
-        return _told(reference.layout, said) if reference.layout else said
-
-
-def _told(layout: Layout, said: Answer) -> Answer:
-    groups: dict[str, dict[str, Any]] = {}
-    for key, value in said.items():
-        kind, _, name = key.rpartition("/")
-        groups.setdefault(kind, {})[name] = value
-    return {
-        f"{kind}/{name}" if kind else name: value
-        for kind, group in groups.items()
-        for name, value in (layout.told(group) if kind.startswith(("state", "gradients")) else group).items()
-    }
+        return put(case, _Asked(reference, rounding))
 
 
 def load(module: nn.Module, state: Tensors) -> None:
     """Give a module, wide or not, a state's values."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            values = torch.from_numpy(np.array(state[name]))
-            if isinstance(tensor, Wide):
-                tensor.held.copy_(values)
-            else:
-                tensor.copy_(values)
+            (tensor.held if isinstance(tensor, Wide) else tensor).copy_(torch.from_numpy(np.array(state[name])))
 
 
-def _ask(
-    reference: Reference, module: nn.Module, case: Case, batches: list[TorchBatch], rounding: Rounding | None
-) -> dict[str, Any]:
-    if case.call == "load":
-        return _named("state", module.state_dict())
-    if case.call == "outputs":
-        return _named("outputs", _outputs(reference, module, batches[0], case.train))
-    if case.call == "value_and_grad":
+class _Asked:
+    """The program as `put` asks it, one case: its state is the module, beside which stands the only optimizer."""
+
+    def __init__(self, reference: Reference, rounding: Rounding | None) -> None:
+        self.reference, self.rounding = reference, rounding
+        self.layout = reference.layout or Layout()
+
+    def given(self, batches: Sequence[Batch], kind: str) -> list[TorchBatch]:
+        tensors = [torch_batch(batch) for batch in batches]
+        if self.rounding is None:
+            return tensors
+        return [{name: widened(tensor) for name, tensor in batch.items()} for batch in tensors]
+
+    def init(self, seed: int) -> nn.Module:
+        assert self.reference.init is not None
+        self.layout = Layout()  # nothing is loaded
+        return self.reference.init(seed)
+
+    def load_state_dict(self, tensors: Tensors) -> nn.Module:
+        self.module = self.reference.module()
+        load(self.module, self.layout.taken(tensors))
+        return self.module
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.reference.optimizer(self.module)
+        _let_numbers_err(optimizer, self.rounding)
+        return optimizer
+
+    @cached_property
+    def scheduler(self) -> Any:
+        return self.reference.scheduler(self.optimizer) if self.reference.scheduler else None
+
+    def state_dict(self, module: nn.Module) -> Tensors:
+        return self.layout.told(arrays(module.state_dict()))
+
+    def outputs(self, module: nn.Module, batch: TorchBatch, train: bool) -> Tensors:
+        module.train(train)
+        with torch.no_grad():
+            outputs = self.reference.outputs
+            return arrays(flat(outputs(module, batch) if outputs else module(next(iter(batch.values())))))
+
+    def value_and_grad(self, module: nn.Module, batch: TorchBatch) -> tuple[Array, Tensors]:
         module.train()
-        loss = reference.loss(module, batches[0])
+        loss = self.reference.loss(module, batch)
         loss.backward()
         grads = {
             name: torch.zeros_like(param) if param.grad is None else param.grad
             for name, param in module.named_parameters()
             if param.requires_grad
         }
-        return {"loss": loss, **_named("gradients", grads)}
-    if case.call == "evaluate":
-        return _named("evaluate", _evaluate(reference, module, batches))
-    optimizer = reference.optimizer(module)
-    _let_numbers_err(optimizer, rounding)
-    if case.call == "train_steps":
-        return _train_steps(reference, module, optimizer, batches)
-    assert reference.train_epoch is not None
-    if case.call == "train_epoch":
-        module.train()
-        losses = reference.train_epoch(module, optimizer, batches)
-        return {"losses": losses, **_named("state", module.state_dict())}
-    test_batches = [_tensors(batch, rounding) for batch in case.test_batches]
-    said: dict[str, Any] = {}
-    for epoch in range(1, case.epochs + 1):
-        module.train()
-        said[f"losses/{epoch}"] = _numpy(reference.train_epoch(module, optimizer, batches))
-        said |= {name: _numpy(value) for name, value in _named(f"state/{epoch}", module.state_dict()).items()}
-        said |= _named(f"evaluate/{epoch}", _evaluate(reference, module, test_batches))
-    return said
+        return array(loss), self.layout.told(arrays(grads))
 
-
-def _evaluate(reference: Reference, module: nn.Module, batches: list[TorchBatch]) -> Mapping[str, Any]:
-    assert reference.evaluate is not None
-    module.eval()
-    with torch.no_grad():
-        return reference.evaluate(module, batches)
-
-
-def _train_steps(
-    reference: Reference, module: nn.Module, optimizer: torch.optim.Optimizer, batches: list[TorchBatch]
-) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    scheduler = reference.scheduler(optimizer) if reference.scheduler else None
-    for step, batch in enumerate(batches, 1):
+    def train_step(self, module: nn.Module, batch: TorchBatch) -> tuple[nn.Module, Array]:
+        optimizer, scheduler = self.optimizer, self.scheduler
         module.train()
         optimizer.zero_grad()
-        loss = reference.loss(module, batch)
+        loss = self.reference.loss(module, batch)
         loss.backward()
-        if reference.clip is not None:
-            reference.clip(module)
+        if self.reference.clip is not None:
+            self.reference.clip(module)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        said[f"loss/{step}"] = _numpy(loss)
-        said |= {name: _numpy(value) for name, value in _named(f"state/{step}", module.state_dict()).items()}
-    return said | _named("outputs", _outputs(reference, module, batches[0], train=False))
+        return module, array(loss)
+
+    def train_epoch(self, module: nn.Module, batches: list[TorchBatch]) -> tuple[nn.Module, Array]:
+        assert self.reference.train_epoch is not None
+        module.train()
+        return module, array(self.reference.train_epoch(module, self.optimizer, batches))
+
+    def evaluate(self, module: nn.Module, batches: list[TorchBatch]) -> Tensors:
+        assert self.reference.evaluate is not None
+        module.eval()
+        with torch.no_grad():
+            return arrays(self.reference.evaluate(module, batches))
 
 
 def _let_numbers_err(optimizer: torch.optim.Optimizer, rounding: Rounding | None) -> None:
@@ -216,13 +206,6 @@ def _let_numbers_err(optimizer: torch.optim.Optimizer, rounding: Rounding | None
     optimizer.register_step_post_hook(after)
 
 
-def _outputs(reference: Reference, module: nn.Module, batch: TorchBatch, train: bool) -> dict[str, Tensor]:
-    module.train(train)
-    with torch.no_grad():
-        returned = reference.outputs(module, batch) if reference.outputs else module(next(iter(batch.values())))
-    return flat(returned)
-
-
 def flat(returned: Any) -> dict[str, Tensor]:
     """The tensors of a nested output by their path: `logits`, `hidden_states.2`; a lone tensor is `output`."""
     if isinstance(returned, Tensor):
@@ -236,20 +219,19 @@ def flat(returned: Any) -> dict[str, Tensor]:
     return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
 
 
-def _named(kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{kind}/{name}": tensor for name, tensor in tensors.items()}
+def torch_batch(batch: Batch) -> TorchBatch:
+    """A batch as tensors that share no memory with it."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
 
 
-def _tensors(batch: Batch, rounding: Rounding | None) -> TorchBatch:
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
-    return tensors if rounding is None else {name: widened(tensor) for name, tensor in tensors.items()}
+def arrays(values: Mapping[str, Any]) -> Tensors:
+    """Copies of tensors' values, by name."""
+    return {name: array(value) for name, value in values.items()}
 
 
-def _numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value
+def array(value: Any) -> Array:
+    """A copy of a tensor's values; half precision as float32, which is what crosses the border."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
-    value = held(value)
-    value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-    return value.cpu().numpy().copy()
+    value = held(value).cpu()
+    return np.array((value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy())

@@ -7,6 +7,7 @@ the program would have seen.
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from parity.reference.noise import EXACTLY, UNIT, Rounding, erred, rounded_number
 from parity.reference.operations import DECOMPOSED, DRAWS, EXACT, name_of
+
+# It is said by whatever switches oneDNN off, of a GPU that nobody asked for.
+warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
 
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -93,7 +97,7 @@ class _Constants(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.tensor and args and not isinstance(args[0], Tensor) and len(args) == 1:
             dtype = kwargs.get("dtype") or torch.tensor(args[0], device="cpu").dtype
-            if dtype in NARROW and not _holds_tensors(args[0]):
+            if dtype in NARROW and not any(isinstance(leaf, Tensor) for leaf in tree_flatten(args[0])[0]):
                 with torch.utils._python_dispatch._disable_current_modes():
                     held = torch.tensor(args[0], dtype=torch.float64)
                 return Wide(held, dtype).requires_grad_(kwargs.get("requires_grad", False))
@@ -138,10 +142,6 @@ def held(tensor: Tensor) -> Tensor:
     return tensor.held if isinstance(tensor, Wide) else tensor
 
 
-def _holds_tensors(data: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_flatten(data)[0])
-
-
 @functools.cache
 def _is_composite(func: Any) -> bool:
     """Whether torch itself would take an operation apart before any kernel sees it."""
@@ -165,14 +165,11 @@ def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:
     said = _said(args, kwargs)
     if said is None:
         return _made(rounding, known.name, func, args, kwargs)
-    if said == torch.float64:
-        return func(*_mapped(args, _unwrapped), **{key: _unwrapped(value) for key, value in kwargs.items()})
-
-    def opened(leaf: Any) -> Any:
-        return _opened(leaf, rounding)
-
-    wide_args = _mapped(args, opened)
+    opened = _unwrapped if said == torch.float64 else functools.partial(_opened, rounding)
+    wide_args = [_each(value, opened) for value in args]
     wide_kwargs = {key: _each(value, opened) for key, value in kwargs.items()}
+    if said == torch.float64:
+        return func(*wide_args, **wide_kwargs)
     try:
         out = func(*wide_args, **wide_kwargs)
     except RuntimeError:
@@ -187,7 +184,9 @@ def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:
             with no_dispatch():  # the wrapper's own sizes and strides
                 func(*args, **kwargs)
         return args[0]
-    if rounding.run and (not known.exact or _narrows(known.name, args, said)):
+    # A cast errs where it goes to fewer bits.
+    narrows = known.name == "_to_copy" and args[0].is_floating_point() and UNIT[args[0].dtype] < UNIT[said]
+    if rounding.run and (not known.exact or narrows):
         out = erred(rounding, known.name, out, said, wide_args, wide_kwargs, func)
     return _each(out, lambda tensor: _wrapped(tensor, said))
 
@@ -210,16 +209,9 @@ def _known(func: Any) -> _Known:
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
     """A value, or the values of a list, under a function."""
     if isinstance(value, (list, tuple)):
-        return (
-            type(value)([function(item) for item in value])
-            if type(value) in (list, tuple)
-            else tuple(map(function, value))
-        )
+        made = [function(item) for item in value]
+        return made if isinstance(value, list) else tuple(made)
     return function(value)
-
-
-def _mapped(args: Any, function: Callable[[Any], Any]) -> list[Any]:
-    return [_each(value, function) for value in args]
 
 
 def _unwrapped(leaf: Any) -> Any:
@@ -234,29 +226,23 @@ def _wrapped(tensor: Any, said: torch.dtype) -> Any:
 
 def _said(args: Any, kwargs: Any) -> torch.dtype | None:
     """The dtype that the program would have seen; None where nothing floating goes in."""
-    asked, scalar, dimensioned = None, None, None
+    asked: torch.dtype | None = None
+    promoted: dict[bool, torch.dtype] = {}  # of tensors with dimensions, and of those without
     for value in (*args, *kwargs.values()):
         for leaf in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(leaf, Tensor):
-                dtype = leaf.dtype
-                if dtype.is_floating_point:
-                    if leaf.dim():
-                        dimensioned = dtype if dimensioned in (None, dtype) else torch.promote_types(dimensioned, dtype)
-                    else:
-                        scalar = dtype if scalar in (None, dtype) else torch.promote_types(scalar, dtype)
-            elif isinstance(leaf, torch.dtype):
+            if isinstance(leaf, torch.dtype):
                 asked = leaf
-    found = dimensioned or scalar
+            elif isinstance(leaf, Tensor) and (dtype := leaf.dtype).is_floating_point:
+                kind = leaf.dim() > 0
+                known = promoted.get(kind, dtype)
+                promoted[kind] = dtype if known == dtype else torch.promote_types(known, dtype)
+    found = promoted.get(True) or promoted.get(False)
     if asked == torch.float64 or (asked in NARROW and found is not None):
         return asked
     return found
 
 
-def _floats(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _opened(leaf: Any, rounding: Rounding) -> Any:
+def _opened(rounding: Rounding, leaf: Any) -> Any:
     if isinstance(leaf, Wide):
         return leaf.held
     if isinstance(leaf, Tensor) and leaf.dtype in NARROW:
@@ -297,8 +283,3 @@ def _drawn(func: Any, args: Any, kwargs: Any) -> Any:
             args[0].held.copy_(out)
         return args[0]
     return tree_map_only(Tensor, widened, out)
-
-
-def _narrows(name: str, args: Any, said: torch.dtype) -> bool:
-    """Whether a cast goes to fewer bits."""
-    return name == "_to_copy" and _floats(args[0]) and UNIT[args[0].dtype] < UNIT[said]

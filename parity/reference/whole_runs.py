@@ -4,25 +4,25 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from parity.cases import Answer, Case, Tensors
 from parity.reference.asked import Sitting
-from parity.reference.program import Reference, fresh
+from parity.reference.find import find
+from parity.reference.program import arrays, fresh
 
 
 class Source(NamedTuple):
-    """How a process of its own comes by a reference: `load(*arguments)[program]`."""
+    """How a process of its own comes by a reference: what `find` takes, and the name of its program."""
 
-    load: Callable[..., Mapping[str, Reference]]
-    arguments: tuple[Any, ...]
+    spec: str
+    data: str | None
     program: str
 
 
@@ -58,17 +58,16 @@ class WholeRuns:
 
     def case(self, start: Start) -> Case:
         """The run as a question."""
-        return case(self.sitting, start, self.epochs)
+        return _case(self.sitting, start, self.epochs)
 
     def _submit(self, start: Start) -> Future[Answer]:
         if self.source is None:
             done: Future[Answer] = Future()
-            done.set_result(_answer(self.sitting, start, self.epochs))
+            done.set_result(self.sitting.say(self.case(start), None))
             return done
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin)
-        about = dict(self.sitting.offers), self.sitting.precision
-        return self._pool.submit(_work, self.source, *about, start, self.epochs)
+        return self._pool.submit(_work, self.source, self.sitting.dropout, self.sitting.precision, start, self.epochs)
 
     def __enter__(self) -> "WholeRuns":
         return self
@@ -81,42 +80,27 @@ class WholeRuns:
                 worker.kill()
 
 
-def case(sitting: Sitting, start: Start, epochs: int) -> Case:
+def _case(sitting: Sitting, start: Start, epochs: int) -> Case:
     """A whole run from what the program draws."""
     reference = sitting.reference
     run = reference.whole_run
     assert run is not None
     module = fresh(reference, start.seed) if reference.init is None else reference.init(start.seed)
-    state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
-    if start.moved:
-        state = one_ulp_away(state, start.moved)
-    return Case(
-        f"seed {start.seed}",
-        "whole_run",
-        state,
-        tuple(run.batches),
-        seed=start.seed,
-        test_batches=tuple(run.test_batches),
-        epochs=epochs,
-    )
+    state = one_ulp_away(arrays(module.state_dict()), start.moved)
+    batches, test_batches = tuple(map(arrays, run.batches)), tuple(map(arrays, run.test_batches))
+    return Case(f"seed {start.seed}", "whole_run", state, batches, False, start.seed, test_batches, epochs)
 
 
 def one_ulp_away(state: Tensors, seed: int) -> Tensors:
-    """The state with every real number moved by one ulp, up or down at random."""
+    """The state with every real number moved by one ulp, up or down at random; seed 0 moves none."""
     random = np.random.default_rng(seed)
-    moved = {}
-    for name, tensor in state.items():
-        if tensor.dtype.kind != "f":
-            moved[name] = tensor
-            continue
-        # In the tensor's own dtype: a float64 infinity would make the step one of float64, lost in the cast.
-        up = np.where(random.integers(0, 2, tensor.shape) == 1, np.inf, -np.inf).astype(tensor.dtype)
-        moved[name] = np.nextafter(tensor, up)
+    moved = dict(state)
+    for name, tensor in state.items() if seed else ():
+        if tensor.dtype.kind == "f":
+            # In the tensor's own dtype: a float64 infinity would make the step one of float64, lost in the cast.
+            up = np.where(random.integers(0, 2, tensor.shape) == 1, np.inf, -np.inf).astype(tensor.dtype)
+            moved[name] = np.nextafter(tensor, up)
     return moved
-
-
-def _answer(sitting: Sitting, start: Start, epochs: int) -> Answer:
-    return sitting.say(case(sitting, start, epochs), None)
 
 
 def _begin() -> None:
@@ -126,16 +110,13 @@ def _begin() -> None:
     os.nice(5)  # what is judged meanwhile comes first
 
 
-def _work(source: Source, offers: Mapping[str, Any], precision: str, start: Start, epochs: int) -> Answer:
+def _work(source: Source, dropout: str, precision: str, start: Start, epochs: int) -> Answer:
     with contextlib.redirect_stdout(None):
-        return _answer(
-            _sitting(source, tuple(sorted(offers.get("offers", ()))), offers.get("dropout", "off"), precision),
-            start,
-            epochs,
-        )
+        sitting = _sitting(source, dropout, precision)
+        return sitting.say(_case(sitting, start, epochs), None)
 
 
 @cache
-def _sitting(source: Source, offers: tuple[str, ...], dropout: str, precision: str) -> Sitting:
-    reference = source.load(*source.arguments)[source.program]
-    return Sitting.of(replace(reference, cases=None), {"offers": offers, "dropout": dropout}, precision)
+def _sitting(source: Source, dropout: str, precision: str) -> Sitting:
+    reference = find(source.spec, source.data)[source.program]
+    return Sitting.of(replace(reference, cases=None), {"dropout": dropout}, precision)

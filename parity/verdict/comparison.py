@@ -1,6 +1,6 @@
 """A port's answers beside what is expected, within what rounding allows. NumPy only."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +36,11 @@ class Comparison:
     @property
     def passes(self) -> bool:
         return self.wrong is None and self.ratio <= 1
+
+    @property
+    def too_far(self) -> bool:
+        """Whether it may be a question of rounding; what cannot be compared at all is none."""
+        return self.wrong is None and self.ratio > 1
 
 
 @dataclass(frozen=True)
@@ -174,11 +179,6 @@ class Paper:
     def of(case: Case, said: Mapping[str, Answer]) -> "Paper":
         return Paper(case, said["expected"], said.get("reference"), said["tolerance"])
 
-    def as_answers(self) -> dict[str, Answer]:
-        """What `of` takes."""
-        own = {} if self.own is None else {"reference": self.own}
-        return {"expected": self.expected, "tolerance": self.tolerance, **own}
-
     def tolerances(self) -> Tensors:
         return self.tolerance
 
@@ -219,58 +219,54 @@ def _square(difference: Array) -> Array:
         return np.asarray(np.square(np.nan_to_num(difference, posinf=0, neginf=0)))
 
 
-def compare(asked: Asked, actual: Measured) -> list[Comparison]:
-    """Every quantity that is expected, beside the port's."""
-    case, allowed, compared = asked.case, asked.tolerances(), []
-    for quantity, values in asked.expected.items():
-        stage, value = stage_of(case.call, quantity), actual.get(quantity)
-        if value is None:
-            compared.append(missing(case, stage, quantity, values, actual))
-            continue
-        if value.shape != values.shape:
-            wrong = f"has shape {value.shape}, expected {values.shape}"
-            compared.append(Comparison(stage, case.name, quantity, values.size, np.inf, None, wrong=wrong))
-            continue
-        found = ratios(values, allowed[quantity], value)
-        index = np.unravel_index(int(np.argmax(found)), found.shape) if found.size else ()
-        theirs = None
-        if asked.own is not None:
-            theirs = float(ratios(values, allowed[quantity], asked.own[quantity]).max(initial=0))
-        compared.append(
-            Comparison(
-                stage,
-                case.name,
-                quantity,
-                values.size,
-                float(found.max(initial=0)),
-                theirs,
-                tuple(int(i) for i in index),
-                *_at(index, values, value, allowed[quantity]),
-                int((found > 1).sum()),
-            )
-        )
+def compare_patiently(asked: Asked, actual: Measured, wanted: Container[str] = STAGES) -> list[Comparison]:
+    """`compare`; where that says "too far", it is asked what else rounding may do before it is said."""
+    found = compare(asked, actual, wanted)
+    while any(one.too_far for one in found) and asked.more():
+        found = compare(asked, actual, wanted)
+    return found
+
+
+def compare(asked: Asked, actual: Measured, wanted: Container[str] = STAGES) -> list[Comparison]:
+    """Every quantity that is expected at these stages, beside the port's."""
+    allowed, compared = asked.tolerances(), []
+    for quantity, expected in asked.expected.items():
+        stage = stage_of(asked.case.call, quantity)
+        if stage in wanted:
+            of = stage, asked.case.name, quantity, expected.size
+            if wrong := _wrong(quantity, expected, actual):
+                compared.append(Comparison(*of, np.inf, None, wrong=wrong))
+            else:
+                own = None if asked.own is None else asked.own[quantity]
+                compared.append(Comparison(*of, *_worst(expected, allowed[quantity], actual[quantity], own)))
     return compared
 
 
-def _at(index: tuple[Any, ...], *arrays: Array) -> tuple[float, float, float]:
-    """Three arrays' values at an index; zeros where they are empty."""
-    expected, actual, allowed = (float(array[index]) if array.size else 0.0 for array in arrays)
-    return expected, actual, allowed
+def _wrong(quantity: str, expected: Array, actual: Measured) -> str | None:
+    """What keeps a quantity from being compared: a port that does not give it, or in another shape."""
+    if quantity not in actual:
+        kind = quantity.partition("/")[0]
+        others = [name for name in actual if name.partition("/")[0] == kind] or list(actual)
+        return f"is missing; the port gives {', '.join(others[:6])}{', …' if len(others) > 6 else ''}"
+    shape = actual[quantity].shape
+    return None if shape == expected.shape else f"has shape {shape}, expected {expected.shape}"
+
+
+def _worst(expected: Array, allowed: Array, actual: Array, own: Array | None) -> tuple[Any, ...]:
+    """A Comparison's fields from `ratio` on."""
+    found = ratios(expected, allowed, actual)
+    theirs = None if own is None else float(ratios(expected, allowed, own).max(initial=0))
+    if not found.size:
+        return 0.0, theirs
+    index = np.unravel_index(int(np.argmax(found)), found.shape)
+    values = (float(array[index]) for array in (expected, actual, allowed))
+    return float(found.max()), theirs, tuple(map(int, index)), *values, int((found > 1).sum())
 
 
 def broken(case: Case, stage: str, error: Exception) -> Comparison:
     """A case to which the port gave no answer."""
-    return Comparison(
-        stage, case.name, case.call, 0, np.inf, None, wrong=f"{error}\n{getattr(error, 'hint', '')}".rstrip()
-    )
-
-
-def missing(case: Case, stage: str, quantity: str, values: Array, actual: Measured) -> Comparison:
-    """A quantity that the port does not give, and what it gives in its place."""
-    kind = quantity.partition("/")[0]
-    others = [name for name in actual if name.partition("/")[0] == kind] or list(actual)
-    wrong = f"is missing; the port gives {', '.join(others[:6])}{', …' if len(others) > 6 else ''}"
-    return Comparison(stage, case.name, quantity, values.size, np.inf, None, wrong=wrong)
+    wrong = f"{error}\n{getattr(error, 'hint', '')}".rstrip()
+    return Comparison(stage, case.name, case.call, 0, np.inf, None, wrong=wrong)
 
 
 def ratios(expected: Array, allowed: Array, actual: Array) -> Array:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,14 +60,18 @@ def sentence(verdict: Verdict) -> str:
     compared = verdict.comparisons
     failing = _failing(compared)
     if failing:
-        worst = _shown(failing[0].stage, failing)
+        worst = _shown([one for one in failing if one.stage == failing[0].stage])
         ratio = "cannot be compared" if worst.wrong is not None else f"ratio {_ratio(worst.ratio)}"
         return f"differs at {worst.stage}: {one_line(worst.quantity)} in {one_line(worst.case)!r}, {ratio}"
     if not compared:
         return "nothing was compared"
-    stages = len({one.stage for one in compared})
-    values = sum(one.values for one in compared)
-    return f"agrees: {_count(len(compared), 'comparison')} in {_count(stages, 'stage')}, {_count(values, 'value')}"
+    counts = {
+        "comparison": len(compared),
+        "stage": len({one.stage for one in compared}),
+        "value": sum(one.values for one in compared),
+    }
+    told = [f"{number:,} {noun}{'' if number == 1 else 's'}" for noun, number in counts.items()]
+    return "agrees: {} in {}, {}".format(*told)
 
 
 def rows(verdict: Verdict) -> list[tuple[str, ...]]:
@@ -101,7 +105,10 @@ def errors(verdict: Verdict, command: str = "") -> list[str]:
     found: dict[str, list[tuple[Explanation, ...]]] = {stage: [] for stage in stages}
     for group in verdict.explanations if stages else ():
         found[group[0].stage if group[0].stage in stages else stages[0]].append(group)
-    return ["\n".join(_error(verdict, stage, failing, found[stage], command)) for stage in stages]
+    return [
+        "\n".join(_error(verdict, [one for one in failing if one.stage == stage], causes, command))
+        for stage, causes in found.items()
+    ]
 
 
 def as_json(verdict: Verdict) -> str:
@@ -122,23 +129,17 @@ def as_markdown(verdict: Verdict, command: str = "") -> str:
 
 
 def _error(
-    verdict: Verdict,
-    stage: str,
-    failing: Sequence[Comparison],
-    explanations: Sequence[Sequence[Explanation]],
-    command: str,
+    verdict: Verdict, failing: Sequence[Comparison], explanations: Sequence[Sequence[Explanation]], command: str
 ) -> list[str]:
+    worst = _shown(failing)
+    stage = worst.stage
     here = [one for one in verdict.comparisons if one.stage == stage]
-    mine = [one for one in failing if one.stage == stage]
-    worst = _shown(stage, failing)
     codes = [one.code for group in explanations for one in group if one.code]
     lines = [f"error{f'[{codes[0]}]' if codes else ''}: {_headline(worst)}", f"  --> {_where(worst, verdict.places)}"]
-    if worst.wrong is None:
-        lines += _numbers(worst)
-    else:
-        lines += [f"   | {printable(line)}" for line in worst.wrong.split("\n")[1:]]
+    more = (worst.wrong or "").split("\n")[1:]
+    lines += [f"   | {printable(line)}" for line in more] if worst.wrong is not None else _numbers(worst)
     lines.append("   |")
-    lines += [f"   = {printable(line)}" for line in _circumstances(verdict, worst, here, mine)]
+    lines += [f"   = {printable(line)}" for line in _circumstances(verdict, worst, here, failing)]
     for at, group in enumerate(explanations, 1):
         title = "cause" if len(explanations) == 1 else f"cause {at} of {len(explanations)}"
         title += f", of {group[0].stage}" if group[0].stage not in ("", stage) else ""
@@ -147,10 +148,9 @@ def _error(
     if not explanations and worst.wrong is None:
         lines.append(f"   = help: {_HELP.get(stage, 'compare what the two programs do here')}")
     if command:
-        lines += [
-            f"   = next: {command} --only {stage}",
-            *(f"   = next: python -m parity explain {code}" for code in codes),
-        ]
+        interpreter = command.partition(" -m ")[0]
+        lines.append(f"   = next: {command} --only {stage}")
+        lines += [f"   = next: {interpreter} -m parity explain {code}" for code in codes]
     return lines
 
 
@@ -158,7 +158,7 @@ def _headline(worst: Comparison) -> str:
     if worst.wrong is not None:
         what = one_line(worst.wrong.split("\n")[0])
         return what if worst.quantity in CALLS else f"{_name(worst.quantity)} {what}"
-    count = f", in {worst.failing:,} of {_count(worst.values, 'value')}" if worst.values > 1 else ""
+    count = f", in {worst.failing:,} of {worst.values:,} values" if worst.values > 1 else ""
     name = _name(worst.quantity)
     return f"{_WHAT.get(worst.stage, f'{worst.stage} differs')}{'' if worst.stage == 'loss' else f': {name}'}{count}"
 
@@ -169,9 +169,8 @@ def _where(worst: Comparison, places: dict[str, str]) -> str:
     parts = name.split(".")
     owners = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
     place = next((places[key] for key in (worst.quantity, *owners) if key in places), "")
-    return ", ".join(
-        filter(None, [f"{one_line(worst.quantity)}{index}", f"case {one_line(worst.case)!r}", one_line(place)])
-    )
+    told = f"{one_line(worst.quantity)}{index}, case {one_line(worst.case)!r}"
+    return f"{told}, {one_line(place)}" if place else told
 
 
 def _numbers(worst: Comparison) -> list[str]:
@@ -191,33 +190,30 @@ def _numbers(worst: Comparison) -> list[str]:
 
 def _circumstances(
     verdict: Verdict, worst: Comparison, here: Sequence[Comparison], failing: Sequence[Comparison]
-) -> list[str]:
-    lines = []
+) -> Iterator[str]:
     if worst.wrong is None:
-        others = {_name(one.quantity): one for one in failing if _name(one.quantity) != _name(worst.quantity)}
+        mine = _name(worst.quantity)
+        others = {name: one for one in failing if (name := _name(one.quantity)) != mine}
+        equal = dict.fromkeys(name for one in here if (name := _name(one.quantity)) != mine)
         if others:
-            told = _listed(f"{name} ({_ratio(one.ratio)})" for name, one in others.items())
-            lines.append(f"differs too: {told}")
-        elif equal := dict.fromkeys(
-            _name(one.quantity) for one in here if _name(one.quantity) != _name(worst.quantity)
-        ):
-            lines.append(f"within tolerance at this stage: {_listed(equal)}")
-    lines.append(_cases(dict.fromkeys(one.case for one in failing), dict.fromkeys(one.case for one in here)))
+            yield f"differs too: {_listed(f'{name} ({_ratio(one.ratio)})' for name, one in others.items())}"
+        elif equal:
+            yield f"within tolerance at this stage: {_listed(equal)}"
+    yield _cases(dict.fromkeys(one.case for one in failing), dict.fromkeys(one.case for one in here))
     in_float64 = [one for one in here if one.case.startswith("float64")]
     if in_float64 and not any(one in failing for one in in_float64):
-        lines.append(
-            'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
-        )
-    before = list(itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons))
-    good = [one for one in before if one.passes]
-    if good:
-        stages = _listed(dict.fromkeys(one.stage for one in good))
-        own = [one.reference_ratio for one in good if one.reference_ratio is not None]
-        largest = max(one.ratio for one in good)
-        theirs = f", the reference's own {_ratio(max(own))}" if own else ""
+        yield 'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
+    before = itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons)
+    if good := [one for one in before if one.passes]:
+        largest, own = max(one.ratio for one in good), _own(good)
+        theirs = "" if own is None else f", the reference's own {_ratio(own)}"
         ratios = f"largest ratio {_ratio(largest)}{theirs}" if largest else "equal in every bit"
-        lines.append(f"agrees up to there: {stages}; {ratios}")
-    return lines
+        yield f"agrees up to there: {_listed(dict.fromkeys(one.stage for one in good))}; {ratios}"
+
+
+def _own(compared: Iterable[Comparison]) -> float | None:
+    """The reference's own largest ratio, of what it was computed for."""
+    return max((one.reference_ratio for one in compared if one.reference_ratio is not None), default=None)
 
 
 def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
@@ -233,26 +229,26 @@ def _cases(failing: Iterable[str], asked: Iterable[str]) -> str:
 
 def _explained(title: str, one: Explanation) -> list[str]:
     place = f", at {one_line(one.place)}" if one.place and one.place not in one.message else ""
-    lines = [f"   = {title}: {one_line(one.message)}{place}"]
-    if one.wrong or one.right:
-        lines += [f"   |   - {printable(line)}" for line in one.wrong.splitlines()]
-        lines += [f"   |   + {printable(line)}" for line in one.right.splitlines()]
     name, stage = f"{one.code} {one.name}".strip(), one.stage or "this stage"
     left = f"all of {stage} agrees, largest ratio {_ratio(one.ratio)}"
-    lines.append(f"   = with that mistake in the reference ({name}) {left}")
-    return lines
+    return [
+        f"   = {title}: {one_line(one.message)}{place}",
+        *(f"   |   - {printable(line)}" for line in one.wrong.splitlines()),
+        *(f"   |   + {printable(line)}" for line in one.right.splitlines()),
+        f"   = with that mistake in the reference ({name}) {left}",
+    ]
 
 
-def _shown(stage: str, failing: Sequence[Comparison]) -> Comparison:
-    """What the message is about: the first that differs in order of computing; the last parameter's, for gradients."""
-    mine = [one for one in failing if one.stage == stage]
-    if mine[0].wrong is not None:
-        return mine[0]
-    mine = [one for one in mine if one.wrong is None]
-    if stage in ("step", "steps", "epoch"):
+def _shown(failing: Sequence[Comparison]) -> Comparison:
+    """Of a stage's failures, what the message is about: the first that differs in order of computing; the last
+    parameter's, for gradients."""
+    if failing[0].wrong is not None:
+        return failing[0]
+    mine = [one for one in failing if one.wrong is None]
+    if mine[0].stage in ("step", "steps", "epoch"):
         return max(mine, key=lambda one: one.ratio)
     case = [one for one in mine if one.case == mine[0].case]
-    return case[-1] if stage == "gradients" else case[0]
+    return case[-1] if mine[0].stage == "gradients" else case[0]
 
 
 def _failing(compared: Iterable[Comparison]) -> list[Comparison]:
@@ -263,10 +259,10 @@ def _cells(group: Sequence[Comparison]) -> tuple[str, ...]:
     kinds = _listed(dict.fromkeys(one.quantity.partition("/")[0] for one in group))
     compared = f"{kinds} ({len(group)})" if len(group) > 1 else one_line(group[0].quantity)
     wrong = any(one.wrong is not None for one in group)
-    own = [one.reference_ratio for one in group if one.reference_ratio is not None]
+    own = _own(group)
     ratio = "-" if wrong else _ratio(max(one.ratio for one in group))
     verdict = "pass" if all(one.passes for one in group) else "FAIL"
-    return compared, f"{sum(one.values for one in group):,}", ratio, _ratio(max(own)) if own else "-", verdict
+    return compared, f"{sum(one.values for one in group):,}", ratio, "-" if own is None else _ratio(own), verdict
 
 
 def _name(quantity: str) -> str:
@@ -284,10 +280,6 @@ def _ratio(ratio: float) -> str:
     if not math.isfinite(ratio):
         return "differs"
     return f"{ratio:.2f}" if 0.01 <= ratio < 100 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(names: Iterable[str]) -> str:

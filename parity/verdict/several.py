@@ -14,12 +14,6 @@ def agree(verdicts: Verdicts) -> bool:
     return bool(verdicts) and all(verdict.agrees for verdict in verdicts.values())
 
 
-def section(name: str, verdict: Verdict, command: str = "") -> str:
-    """One program's report, under its name."""
-    told = report.report(verdict, command)
-    return f"{name}\n{'-' * len(name)}\n{told}\n" if name else told
-
-
 def sentence(verdicts: Verdicts, programs: int) -> str:
     """All of it in a line; the first program that differs, where one does.
 

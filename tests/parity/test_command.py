@@ -17,6 +17,7 @@ import parity
 from parity.assertion import assert_parity
 from parity.cases_file import Answers, Recording, digest, load, save
 from parity.command import main
+from parity.flags import interpreter
 from parity.locate import locate
 from tests.conftest import ROOT
 from tests.parity import linear
@@ -49,7 +50,7 @@ def test_a_right_port_agrees_and_a_wrong_one_differs(folder: Path, capsys: pytes
     assert main(["reference.py", "port.py", *QUICK, "--output", "made/here"]) == 1
     out = capsys.readouterr().out
     assert "error[D001]: outputs differ: logits" in out
-    assert "   = next: python -m parity reference.py port.py --quick --only outputs\n" in out
+    assert f"   = next: {interpreter()} -m parity reference.py port.py --quick --only outputs\n" in out
     assert out.splitlines()[-1].startswith("differs at outputs: outputs/logits in 'as given, evaluation mode', ratio ")
     assert json.loads(Path("made/here/report.json").read_text())["agrees"] is False
     assert Path("made/here/report.md").read_text().startswith("# port.py beside reference.py")
@@ -82,6 +83,7 @@ WRONG = {
     "flag": (["--fast"], "unrecognized arguments: --fast (python -m parity --help lists what there is)"),
     "stage": (["reference.py", "port.py", "--only", "x"], "argument --only: invalid choice: 'x'"),
     "time": (["a.py", "b.py", "--time-limit", "-1"], "argument --time-limit: '-1': expected a positive number"),
+    "seed": (["a.py", "b.py", "--seed", "-1"], "argument --seed: '-1': expected a whole number of at least 0"),
     "python": (["reference.py", "port.py", "--python", "/no/python"], "/no/python: cannot be run: No such file"),
     "output": (["reference.py", "port.py", "--output", "port.py"], "port.py: File exists; expected a folder for the"),
     "record": (["record", "none.py", "exam.npz"], "none.py: no such file"),
@@ -137,7 +139,10 @@ def test_reports_are_not_replaced_unless_asked(folder: Path, capsys: pytest.Capt
     assert main(["reference.py", "port.py", *QUICK, "--output", "."]) == 2
     assert "holds report.md; give another folder, or --overwrite" in capsys.readouterr().err
     assert (folder / "report.md").read_text() == "mine"
+    (folder / "trends.png").write_text("of an earlier exam")
+    (folder / "failure.npz").write_text("too")
     assert main(["reference.py", "port.py", *QUICK, "--output", ".", "--overwrite"]) == 0
+    assert {path.name for path in folder.glob("*.*")} == {"reference.py", "port.py", "report.json", "report.md"}
 
 
 def test_a_new_port_has_every_function_and_says_that_it_is_empty(

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity import Reference, judge
+from parity.errors import UsageError
 from parity.port.held import Held
+from parity.recorded import record
 from parity.variations import Program, cases, integers, shake
 from parity.verdict import explanation
 from parity.verdict.comparison import FACTOR, ratios, tolerances
@@ -259,6 +261,49 @@ def test_a_failure_is_cut_down_to_the_smallest_case_that_still_fails() -> None:
     assert len(case.batches[0]["x"]) == 1
     assert np.abs(said["actual"]["outputs/output"] - said["expected"]["outputs/output"]).max() > 0
     assert not judge(reference(), TorchPort(reference(tanh=True)), quick=True, stages=["outputs"]).agrees
+
+
+def test_what_the_smaller_cases_cannot_be_asked_is_not_said_of_the_exam() -> None:
+    """Batch normalization refuses a batch of one, to which the failure might have been cut down."""
+
+    class Broken(TorchPort):
+        def train_step(self, state: Any, batch: Any) -> Any:
+            raise ValueError
+
+    settings: dict[str, Any] = {"stages": ["step"], "quick": True}
+    told = judge(reference(), Broken(reference()), on_failure=lambda failure: None, **settings).not_judged
+
+    assert told == judge(reference(), Broken(reference()), **settings).not_judged
+
+
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no step": (
+        {"optimizer": lambda module: torch.optim.SGD(module.parameters(), lr=-1)},
+        "train_steps, as given: the reference raises ValueError: Invalid learning rate: -1; and no other case of train",
+    ),
+    "nan": (
+        {"loss": lambda module, batch: functional.cross_entropy(module(batch["x"]), batch["y"]) * torch.nan},
+        "value_and_grad, as given: nothing that the reference says is finite; and no other case of value_and_grad",
+    ),
+    "parameters": ({"optimizer": lambda params: torch.optim.SGD(params)}, "TypeError: 'Net' object is not iterable"),
+    "instance": ({"module": Net()}, "the reference's module is a Net, expected a function that makes one"),
+    "key": ({"loss": lambda module, batch: batch["z"]}, r"raises KeyError: 'z' \(test_exam\.py:\d+\)"),
+    "no dicts": ({"batches": [np.zeros(2)]}, "has batches that are no dicts; expected a list of dicts of arrays"),
+    "no batches": ({"batches": []}, "the reference has no batches"),
+}
+
+
+@pytest.mark.parametrize(("changed", "words"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_reference_that_cannot_be_asked_is_no_agreement(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        judge(replace(reference(), **changed), TorchPort(reference()), quick=True)
+    with pytest.raises(UsageError, match=words):
+        record(replace(reference(), **changed), quick=True)
+
+
+def test_batches_may_be_tensors_and_come_one_by_one() -> None:
+    tensors: Any = ({name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches())
+    assert judge(replace(reference(), batches=tensors), TorchPort(reference()), quick=True, stages=["loss"]).agrees
 
 
 def test_agreement_leaves_nothing() -> None:

@@ -10,8 +10,11 @@ import torch
 
 from parity import Reference
 from parity.cases import Case
+from parity.cases_file import Answers, digest
 from parity.errors import PortError
 from parity.exam import judge
+from parity.port.held import Held
+from parity.recorded import record, replay
 from parity.reference.program import WholeRun
 from parity.reference.whole_runs import one_ulp_away
 from parity.verdict.comparison import Comparison, Measured
@@ -105,6 +108,15 @@ def test_a_right_port_agrees_in_whole_runs_and_its_curves_are_kept() -> None:
     assert {name: content[:4] for name, content in drawn.items()} == dict.fromkeys(
         ("trajectory.png", "trends.png"), b"\x89PNG"
     )
+
+
+@pytest.mark.parametrize("reference", [REFERENCE, None])
+def test_an_exam_on_paper_has_no_whole_runs_and_says_so(reference: Reference | None) -> None:
+    recording, port = record(REFERENCE, quick=True), Held(Port())
+    answers = Answers(port.describe(), {digest(case): port.answer(case) for case, _ in recording.asked})
+    verdict = replay(recording, answers, reference)
+    assert verdict.agrees, [one for one in verdict.comparisons if not one.passes]
+    assert "trajectory, trends: an exam on paper has no whole runs" in verdict.not_judged
 
 
 def test_quick_leaves_out_trends_and_runs_two_epochs() -> None:

@@ -71,7 +71,12 @@ def judged(name: str, *flags: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "parity", "reference.py", "port.py", "--quick", *flags],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # With this interpreter as the one that a shell finds, hints call it `python`.
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+            },
             capture_output=True,
             text=True,
             check=False,
