@@ -3,6 +3,7 @@
     planted [CODE|LETTER|HOST ...]   every mistake of the catalogue, in every program that can have it
     pairs [COUNT]                    two of them at once, drawn at random
     right [EXAMINATIONS] [HOST ...]  right ports by several authors
+    slight [HOST ...]                one tensor's update off by 1 %, by 1e-8 in float64; one gradient by 0.01 %
     blind ARCHIVE                    wrong ports by an author who saw neither the catalogue nor the judge
 
 With `--quick`, the stages at which a mistake of its letter may show are judged on few cases, and all of it where that
@@ -23,6 +24,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import numpy as np
 
 from parity.exam import examine
 from parity.mistakes import CATALOGUE
@@ -171,6 +173,52 @@ def right(examinations: int, hosts: Sequence[str]) -> int:
     return alarms
 
 
+class Slightly(HostPort):
+    """A right port but for one tensor, whose gradient, or update, is multiplied by a number that is nearly 1."""
+
+    def __init__(self, host: str, tensor: str, gradient: float = 1.0, update: float = 1.0) -> None:
+        super().__init__(mirror(host), host)
+        self.tensor, self.gradient, self.update = tensor, gradient, update
+
+    def value_and_grad(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        loss, grads = super().value_and_grad(state, batch)
+        return loss, {**grads, self.tensor: grads[self.tensor] * grads[self.tensor].dtype.type(self.gradient)}
+
+    def train_step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        (variables, opt_state), loss = super().train_step(state, batch)
+        before, after = (self.mirror.to_torch(each)[self.tensor] for each in (state[0], variables))
+        off = {**self.mirror.to_torch(variables), self.tensor: before + (after - before) * self.update}
+        return (self.mirror.from_torch({name: np.asarray(off[name]) for name in off}), opt_state), loss
+
+
+def slight(hosts: Sequence[str]) -> int:
+    """How many were not noticed at their stage."""
+    missed = 0
+    for host in hosts or HOSTS:
+        sitting = prepared(host, HostPort(mirror(host), host).DROPOUT)
+        names = sorted(sitting.program.parameters - set(sitting.program.tied))
+        for tensor in random.Random(0).sample(names, 3):
+            for words, stage, dtype, port in (
+                ("gradient × 1.0001", "gradients", None, Slightly(host, tensor, gradient=1.0001)),
+                ("update × 1.01", "step", "float32", Slightly(host, tensor, update=1.01)),
+                ("update × (1 + 1e-8)", "step", "float64", Slightly(host, tensor, update=1 + 1e-8)),
+            ):
+                with jax.disable_jit():
+                    verdict = examine(
+                        replace(sitting, dropped=[], remarks=[]), Held(port), stages=[stage], explains=False
+                    )
+                ratios = [
+                    one.ratio
+                    for one in verdict.comparisons
+                    if one.quantity.endswith(tensor)
+                    and dtype in (None, "float64" if "float64" in one.case else "float32")
+                ]
+                missed += max(ratios) <= 1
+                print(f"{host:<12} {tensor:<40} {words:<20} ratio {max(ratios):.3g}", flush=True)
+    print(f"{missed} not noticed")
+    return missed
+
+
 def blind(archive: str) -> Iterator[Trial]:
     """`truth.json` in an archive says for each file its host and the codes of what is wrong with it."""
     with tarfile.open(archive) as opened:
@@ -200,6 +248,8 @@ def main(arguments: Sequence[str]) -> int:
     what, *rest = (one for one in arguments if not one.startswith("--"))
     if what == "right":
         return int(right(int(rest[0]) if rest else 20, rest[1:]) > 0)
+    if what == "slight":
+        return int(slight(rest) > 0)
     ways: dict[str, Callable[[], Iterator[Trial]]] = {
         "planted": lambda: planted_mistakes(rest, quick, sample),
         "pairs": lambda: pairs(int(rest[0]) if rest else 200, quick),
