@@ -1,5 +1,6 @@
 """Which parameters decay."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -27,9 +28,8 @@ def _masked(decay: bool) -> Tries:
             if decays.get(id(param)) is (not decay):
                 found.setdefault(kind_of(module, name), []).append(name)
         sets: dict[str, list[str]] = {kind: found[kind] for kind in KINDS if kind in found}
-        small = ["biases", "scales of norms"]
-        if all(kind in sets for kind in small):
-            sets["biases and scales of norms"] = [name for kind in small for name in sets[kind]]
+        several = [kinds for count in range(2, len(sets)) for kinds in itertools.combinations(sets, count)]
+        sets |= {" and ".join(kinds): [name for kind in kinds for name in sets[kind]] for kinds in several}
         every = [name for names in found.values() for name in names]
         sets["all parameters"] = every
         for name in every:

@@ -88,7 +88,7 @@ MISTAKES = (
         "the learning rate falls at every step, the reference's in stairs",
         "optax.exponential_decay is smooth unless told `staircase=True`. Both have the same values at the end of a "
         "stair.",
-        (Diff("mlp", "0.8 ** (step // 2)", "0.8 ** (step / 2)"),),
+        (Diff("mlp", "0.8 ** (step // 2)", "0.8 ** (0.5 * step)"),),
         ("optax documentation: exponential_decay, staircase", "mlx#1623"),
         program(_smooth, place="the schedule", when=is_schedule(lr_scheduler.StepLR)),
     ),
