@@ -80,4 +80,6 @@ def shown(value: object) -> str:
         whole = round(1 / abs(value))
         if whole > 1 and math.isclose(abs(value), 1 / whole, rel_tol=1e-12):
             return f"{'-' if value < 0 else ''}1/{whole}"
-    return f"{value:.6g}"
+    return (
+        f"{value:.6g}" if value == 1 or abs(value - 1) > 1e-5 else f"1 {'+' if value > 1 else '-'} {abs(value - 1):.2g}"
+    )
