@@ -11,7 +11,6 @@ agrees; `--sample` plants each mistake in one program, drawn at random. What is 
 for all ports of a program, and ports run without jit: most of their operations are then compiled once for all of them.
 """
 
-import io
 import json
 import random
 import sys
@@ -21,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -219,14 +219,25 @@ def slight(hosts: Sequence[str]) -> int:
     return missed
 
 
-def blind(archive: str) -> Iterator[Trial]:
-    """`truth.json` in an archive says for each file its host and the codes of what is wrong with it."""
+def blind(archive: str) -> int:
+    """Judges the files of an archive; `truth.json` says in words what is wrong with each, for a person to compare."""
     with tarfile.open(archive) as opened:
-        files = {one.name: opened.extractfile(one) for one in opened if one.isfile()}
-        texts = {name.removeprefix("./"): io.TextIOWrapper(file).read() for name, file in files.items() if file}
-    for entry in json.loads(next(text for name, text in texts.items() if name.endswith("truth.json"))):
-        source = next(text for name, text in texts.items() if name.endswith(entry["file"]))
-        yield tried(entry["host"], [entry["id"]], module(source, PAIRS / entry["host"] / "mirror.py"))
+        files = {Path(one.name).name: opened.extractfile(one) for one in opened if one.isfile()}
+        texts = {name: file.read().decode() for name, file in files.items() if file}
+    missed = 0
+    for entry in json.loads(texts["truth.json"]):
+        port = module(texts[Path(entry["file"]).name], PAIRS / entry["host"] / "mirror.py")
+        verdict = judged(entry["host"], port)
+        stage = next((one.stage for one in verdict.comparisons if not one.passes), "not caught")
+        missed += stage == "not caught"
+        print(f"{entry['id']} {entry['host']}: {entry['what']}\n    at {entry['stage']}; seen at {stage}")
+        for group in verdict.explanations:
+            print("    " + "; or ".join(f"{one.code} {one.message}" for one in group))
+        for note in verdict.notes if not verdict.explanations else ():
+            print(f"    {note}")
+        sys.stdout.flush()
+    print(f"{missed} not caught")
+    return missed
 
 
 def told(trials: Iterator[Trial]) -> int:
@@ -248,12 +259,13 @@ def main(arguments: Sequence[str]) -> int:
     what, *rest = (one for one in arguments if not one.startswith("--"))
     if what == "right":
         return int(right(int(rest[0]) if rest else 20, rest[1:]) > 0)
+    if what == "blind":
+        return int(blind(rest[0]) > 0)
     if what == "slight":
         return int(slight(rest) > 0)
     ways: dict[str, Callable[[], Iterator[Trial]]] = {
         "planted": lambda: planted_mistakes(rest, quick, sample),
         "pairs": lambda: pairs(int(rest[0]) if rest else 200, quick),
-        "blind": lambda: blind(rest[0]),
     }
     return told(ways[what]())
 
