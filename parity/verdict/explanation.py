@@ -25,7 +25,7 @@ SECONDS = 60.0
 ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE = 4.0
-NEAR = 1e-4
+NEAR = 1e-2
 """What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
 
 FAR = 64.0
