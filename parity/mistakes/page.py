@@ -34,6 +34,7 @@ def page(mistake: Mistake) -> str:
     """All that is known of one, for a terminal."""
     lines = [f"error[{mistake.code}]: {mistake.name}", "", told(mistake), "", *textwrap.wrap(mistake.why, 100)]
     for diff in mistake.diffs[:1]:
+        lines += ["", "For example, - the port's lines, + the right ones:"]
         lines += ["", *(f"  - {line}" for line in diff.wrong.splitlines())]
         lines += [f"  + {line}" for line in diff.right.splitlines()]
     if mistake.sources:
@@ -56,7 +57,8 @@ def document(mistakes: Sequence[Mistake]) -> str:
         "",
         f"{len(mistakes)} mistakes that people make when they port a PyTorch program to JAX, by where they first show.",
         f"`python -m parity` looks for {named} of them by experiments on the reference; the others are not yet named.",
-        "`python -m parity explain CODE` prints one. This page is written by `make docs` from the catalogue.",
+        "`python -m parity explain CODE` prints one. This page is written by `make docs` from the catalogue. In the",
+        "examples `-` is a port's line and `+` the right one; PLACE and VALUE are what an exam fills in.",
         "",
     ]
     ordered = by_code(mistakes)

@@ -159,6 +159,7 @@ MISTAKES = (
         "the stretched input, unless `transpose_kernel=True`. Between them the window is mirrored and the two channel "
         "axes are exchanged. With one pixel set to 1 the answer is the mirrored kernel.",
         (
+            Diff("", "nn.ConvTranspose(CHANNELS, (3, 3), transpose_kernel=True)", "nn.ConvTranspose(CHANNELS, (3, 3))"),
             Diff(
                 "unet",
                 'x = ConvTranspose(CHANNELS, (3, 3), padding=((1, 2), (1, 2)), name="up1")(x)',

@@ -22,17 +22,17 @@ def by_name(change: Callable[[str, Tensor, Group], Group | None]) -> Rewrite:
             names = {id(param): name for name, param in module.named_parameters()}
             groups: list[Group] = []
             for group in made.param_groups:
-                parts: list[Group] = []
+                parts: list[tuple[Group, Group]] = []
                 for param in group["params"]:
                     settings = change(names.get(id(param), ""), param, group)
                     if settings is None:
                         continue
-                    part = next((one for one in parts if one == one | settings), None)
+                    part = next((part for other, part in parts if other == settings), None)
                     if part is None:
-                        parts.append(group | settings | {"params": []})
-                        part = parts[-1]
+                        part = group | settings | {"params": []}
+                        parts.append((settings, part))
                     part["params"].append(param)
-                groups += parts or [group | {"params": []}]
+                groups += [part for _, part in parts] or [group | {"params": []}]
             for one in (made, innermost(made)):
                 one.param_groups[:] = groups
             return made

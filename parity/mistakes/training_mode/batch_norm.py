@@ -91,8 +91,9 @@ MISTAKES = (
         "T002",
         "moving-average-momentum",
         "the average at {place} moves by {value}, the reference's by {was}",
-        "A moving average has a share for the old value and one for the new, and momentum, decay and rate name "
-        "either. 0.8 for 0.2 follows the last batch, and only several steps show it.",
+        "average += momentum * (new - average) gives the new value a share of momentum; average = decay * average + "
+        "(1 - decay) * new the old one a share of decay. Copied from one to the other, 0.2 becomes 0.8. The wrong "
+        "share follows the last batch, and only several steps show it.",
         (Diff("regression", "momentum: float = 0.2", "momentum: float = 0.8"),),
         ("torch: Tensor.lerp", "optax: incremental_update"),
         argument("lerp", "weight", None, (0.9, 0.1, 0.8, 0.2, 0.99), "linear"),
