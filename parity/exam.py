@@ -133,7 +133,8 @@ def examine(
             # A difference is told as it was first seen; what agrees may have needed the mistake.
             seen |= {(one.case, one.quantity): one for one in found if seen[one.case, one.quantity].passes}
         if _agree(found) or keep_going:
-            compared += seen.values()
+            agree = {(one.case, one.quantity) for one in found if one.passes}
+            compared += (replace(one, explained=not one.passes and key in agree) for key, one in seen.items())
             continue
         # Something stays unexplained: told is what comes up to the stage where it first shows.
         last_shown = min(STAGES.index(one.stage) for one in found if not one.passes)

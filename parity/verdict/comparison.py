@@ -32,6 +32,8 @@ class Comparison:
     """How many values are out of tolerance."""
     wrong: str | None = None
     """What keeps it from being compared, in words: a missing name, another shape or dtype, an exception, a NaN."""
+    explained: bool = False
+    """Whether it agrees with a reference that makes the mistakes which were found."""
 
     @property
     def passes(self) -> bool:

@@ -105,10 +105,14 @@ def errors(verdict: Verdict, command: str = "") -> list[str]:
     found: dict[str, list[tuple[Explanation, ...]]] = {stage: [] for stage in stages}
     for group in verdict.explanations if stages else ():
         found[group[0].stage if group[0].stage in stages else stages[0]].append(group)
-    return [
-        "\n".join(_error(verdict, [one for one in failing if one.stage == stage], causes, command))
-        for stage, causes in found.items()
+    mine = {stage: [one for one in failing if one.stage == stage] for stage in stages}
+    with_them = [stage for stage in stages if not found[stage] and all(one.explained for one in mine[stage])]
+    blocks = [
+        _error(verdict, mine[stage], causes, command) for stage, causes in found.items() if stage not in with_them
     ]
+    if blocks and with_them:
+        blocks[-1].append(f"   = {_listed(with_them)}: what differs there comes of what was named")
+    return ["\n".join(block) for block in blocks]
 
 
 def as_json(verdict: Verdict) -> str:
