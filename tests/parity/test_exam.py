@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from parity import Reference, judge
 from parity.errors import UsageError
+from parity.exam import examine
 from parity.port.held import Held
 from parity.recorded import record
+from parity.reference.asked import Sitting
 from parity.variations import Program, cases, integers, shake
 from parity.verdict import explanation
-from parity.verdict.comparison import FACTOR, ratios, tolerances
+from parity.verdict.comparison import FACTOR, Verdict, ratios, tolerances
 
 
 @pytest.fixture(autouse=True)
@@ -247,10 +249,15 @@ def _cut(values: Tensor, mask: int) -> Tensor:
 
 @pytest.mark.parametrize(("precision", "mask"), [("tf32", -(2**13)), ("bfloat16", -(2**16))])
 def test_a_precision_on_purpose_is_judged_as_that_precision(precision: str, mask: int) -> None:
-    assert not judge(reference(), Rounded(mask), quick=True, stages=["outputs"]).agrees
-    assert judge(reference(), Rounded(mask), quick=True, stages=["outputs"], precision=precision).agrees
-    wrong = TorchPort(reference(epsilon=0.1))
-    assert not judge(reference(), wrong, quick=True, stages=["outputs"], precision=precision).agrees
+    def agrees(port: TorchPort, precision: str) -> bool:
+        held = Held(port)
+        sitting = Sitting.of(reference(), held.describe(), precision)
+        verdict: Verdict = examine(sitting, held, quick=True, stages=["outputs"], explains=False)
+        return verdict.agrees
+
+    assert not agrees(Rounded(mask), "float32")
+    assert agrees(Rounded(mask), precision)
+    assert not agrees(TorchPort(reference(epsilon=0.1)), precision)
 
 
 def test_a_failure_is_cut_down_to_the_smallest_case_that_still_fails() -> None:

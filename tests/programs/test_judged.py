@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +55,8 @@ def test_the_command_agrees_and_leaves_a_report(dataset: Dataset, tmp_path: Path
 
 def test_a_port_of_the_earlier_interface_agrees(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "port.py").write_text((ROOT / "tests" / "programs" / "earlier_port.py").read_text())
-    done = command("parity", "--port", str(tmp_path / "port.py"), "--quick", "--data", "synthetic")
+    stages = ("--only", "init", "outputs", "step")
+    done = command("parity", "--port", str(tmp_path / "port.py"), "--quick", "--data", "synthetic", *stages)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "not judged: init: the port offers no init" in done.stdout
     assert "not judged: float64: the port computes in float32 only" in done.stdout
@@ -77,9 +79,10 @@ def test_programs_that_the_port_has_not_are_named(tmp_path: Path) -> None:
     assert f"has {FIRST}, fmnist_torch/reference.py has {', '.join(JUDGED)}" in done.stderr
 
 
-@pytest.mark.parametrize("name", list(RIGHT))
+@pytest.mark.parametrize("name", list(RIGHT)[1:])
 def test_a_right_port_agrees_in_quick(name: str, dataset: Dataset) -> None:
-    compared = list(bench(0).trial(RIGHT[name], whole=False, quick=True))
+    first = replace(bench(0), sittings={FIRST: bench(0).sittings[FIRST]})
+    compared = list(first.trial(RIGHT[name], whole=False, quick=True))
     assert compared
     assert [one for one in compared if not one.passes] == []
 

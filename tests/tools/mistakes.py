@@ -11,13 +11,14 @@ agrees; `--sample` plants each mistake in one program, drawn at random. What is 
 for all ports of a program, and ports run without jit: most of their operations are then compiled once for all of them.
 """
 
+import argparse
 import json
 import random
 import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -255,19 +256,26 @@ def told(trials: Iterator[Trial]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    quick, sample = "--quick" in arguments, "--sample" in arguments
-    what, *rest = (one for one in arguments if not one.startswith("--"))
-    if what == "right":
-        return int(right(int(rest[0]) if rest else 20, rest[1:]) > 0)
-    if what == "blind":
-        return int(blind(rest[0]) > 0)
-    if what == "slight":
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tools.mistakes",
+        description="What the judge says of mistakes planted in the programs of tests/pairs, and of right ports.",
+    )
+    parser.add_argument("what", choices=["planted", "pairs", "right", "slight", "blind"])
+    parser.add_argument("of", nargs="*", help="codes, letters, programs, a number, an archive")
+    parser.add_argument("--quick", action="store_true", help="few cases of the stages where a mistake may show")
+    parser.add_argument("--sample", action="store_true", help="each mistake in one program only")
+    options = parser.parse_args(arguments)
+    number = next((int(one) for one in options.of if one.isdigit()), 0)
+    rest = [one for one in options.of if not one.isdigit()]
+    if options.what == "right":
+        return int(right(number or 20, rest) > 0)
+    if options.what == "slight":
         return int(slight(rest) > 0)
-    ways: dict[str, Callable[[], Iterator[Trial]]] = {
-        "planted": lambda: planted_mistakes(rest, quick, sample),
-        "pairs": lambda: pairs(int(rest[0]) if rest else 200, quick),
-    }
-    return told(ways[what]())
+    if options.what == "blind":
+        return int(blind(rest[0]) > 0)
+    if options.what == "pairs":
+        return told(pairs(number or 200, options.quick))
+    return told(planted_mistakes(rest, options.quick, options.sample))
 
 
 if __name__ == "__main__":
