@@ -31,7 +31,7 @@ def _masked(decay: bool) -> Tries:
         several = [kinds for count in range(2, len(sets)) for kinds in itertools.combinations(sets, count)]
         sets |= {" and ".join(kinds): [name for kind in kinds for name in sets[kind]] for kinds in several}
         every = [name for names in found.values() for name in names]
-        sets["all parameters"] = every
+        sets["all the others"] = every
         for name in every:
             sets[name] = [name]
         told: list[list[str]] = []
