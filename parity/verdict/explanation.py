@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,8 @@ SECONDS = 60.0
 """After which the search stops, and says what it did not try."""
 ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
-LOOSE = 4.0
-NEAR = 1e-2
+LOOSE, NEAR = 4.0, 1e-2
 """What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
-
 FAR = 64.0
 """A ratio beside the rewritten reference that more runs do not bring down."""
 
@@ -92,6 +91,11 @@ class Search:
     deferred: list[tuple[Mistake, Try]] = field(default_factory=list)
     """Places where a mistake is not expected, since everywhere at once it leads elsewhere."""
     tried: list[Candidate] = field(default_factory=list)
+
+    @cached_property
+    def start(self) -> Array | None:
+        """The difference in the first case, before anything is tried."""
+        return self.left(lambda reference: reference)
 
     def left(self, rewrite: Rewrite, at: int = 0) -> Array | None:
         """What a rewritten reference leaves of the difference in a case; None where it cannot answer."""
@@ -192,12 +196,13 @@ def explain(
         lambda: _best(search, list(_candidates(search, subject, GENERAL))),
         lambda: _best(search, list(_fitted(search))),
     )
-    whole, first = replace(search, stage=STAGES[-1]), None
+    whole, first = replace(search, stage=STAGES[-1], seen={}), None
     for way in ways:
         found = way()
         # What explains later stages of the same cases as well is the better explanation.
-        if found is not None and (stage == _last_stage(compared) or whole.agrees(found.rewrite) is not None):
-            return found
+        for one in () if found is None else (found, *found.others):
+            if stage == _last_stage(compared) or whole.agrees(one.rewrite) is not None:
+                return one
         first = first or found
     if first is None:
         sitting.remarks.extend(_what_is_known(search))
@@ -211,7 +216,7 @@ def _last_stage(compared: Sequence[Comparison]) -> str:
 
 def _what_is_known(search: Search) -> Iterator[str]:
     """Of a difference that nothing explains: the experiment that leaves least of it, and what was not tried."""
-    start = search.left(lambda reference: reference)
+    start = search.start
     if start is not None and search.tried:
         size = float(np.linalg.norm(start)) or 1.0
         nearest = min(search.tried, key=lambda one: float(np.linalg.norm(one.left)))
@@ -237,7 +242,7 @@ def _candidates(search: Search, subject: Subject, mistakes: Sequence[Mistake]) -
     A mistake comes everywhere first, then at some places: where it leads nowhere near what is seen everywhere, its
     places are put off.
     """
-    start = search.left(lambda reference: reference)
+    start = search.start
     if start is None:
         return
     for mistake in mistakes:
@@ -258,10 +263,9 @@ def _candidates(search: Search, subject: Subject, mistakes: Sequence[Mistake]) -
 
 def _deferred(search: Search) -> Iterator[Candidate]:
     """What was put off: one place may be small beside all the others."""
-    start = search.left(lambda reference: reference)
-    if start is not None:
+    if search.start is not None:
         for mistake, attempt in search.deferred:
-            yield from _values(search, start, mistake, attempt)
+            yield from _values(search, search.start, mistake, attempt)
     search.deferred.clear()
 
 
@@ -310,7 +314,7 @@ def _cosine(one: Array, other: Array) -> float:
 
 def _fitted(search: Search) -> Iterator[Candidate]:
     """Values solved for, for families in whose direction the difference lies."""
-    start = search.left(lambda reference: reference)
+    start = search.start
     if start is None:
         return
     widths = [question.case.dtype.itemsize for question, _ in search.answered]
@@ -333,9 +337,7 @@ def _fitted(search: Search) -> Iterator[Candidate]:
         if attempt.fit == "log" and not (was > 0 and nearest.value > 0):
             was = nearest.value * 2
         value = solve(residual, nearest.value, was, attempt.fit or "linear")
-        if value is None:
-            continue
-        if not search.may_agree(residual(value)):
+        if value is None or not search.may_agree(residual(value)):
             continue
         near = [
             Candidate(nearest.mistake, attempt, number, left)
@@ -371,7 +373,7 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
 
 def _pair(search: Search) -> Explained | None:
     """Two mistakes at one stage: the differences that they make nearly add up to what is seen."""
-    start = search.left(lambda reference: reference)
+    start = search.start
     tried = [one for one in search.tried if one.left.shape == getattr(start, "shape", None)]
     if start is None or len(tried) < 2:
         return None
