@@ -122,6 +122,7 @@ def examine(
             if last_cause is not None and (other := _told_apart(*last_cause, answered, wanted)) is not None:
                 (cause, before), last_cause = (other, last_cause[1]), None
                 del causes[-1]
+                seen.clear()  # it was beside a mistake that is none
             elif (new := explain(sitting, answered, found, progress)) is not None:
                 cause, before, last_cause = new, sitting, (new, sitting)
             else:
@@ -131,7 +132,8 @@ def examine(
             answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
             found = _compared(answered, wanted)
             # A difference is told as it was first seen; what agrees may have needed the mistake.
-            seen |= {(one.case, one.quantity): one for one in found if seen[one.case, one.quantity].passes}
+            kept = {key for key, one in seen.items() if not one.passes}
+            seen |= {key: one for one in found if (key := (one.case, one.quantity)) not in kept}
         if _agree(found) or keep_going:
             agree = {(one.case, one.quantity) for one in found if one.passes}
             compared += (replace(one, explained=not one.passes and key in agree) for key, one in seen.items())

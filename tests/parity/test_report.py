@@ -303,3 +303,12 @@ def test_markdown_is_a_page_of_it() -> None:
         )
         + "\n"
     )
+
+
+def test_a_stage_that_differs_only_by_what_was_named_takes_one_line() -> None:
+    later = Comparison("step", "shaken", "update/1/fc.weight", 128, 9e9, 0.1, explained=True)
+    text = said(NORM, later, explanations=((EPSILON,),))
+    assert text.count("error") == 1
+    assert "   = step: what differs there comes of what was named\n" in text
+    unexplained = Comparison("step", "shaken", "update/1/fc.weight", 128, 9e9, 0.1)
+    assert "error: the first update differs" in said(NORM, unexplained, explanations=((EPSILON,),))

@@ -1,0 +1,78 @@
+"""How an explanation is looked for: values that are solved for, settings that stay apart, cases that tell apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from parity import judge
+from parity.mistakes.optimizers.groups import by_name
+from parity.reference.program import Reference
+from parity.verdict.fitting import plain, solve
+from tests.parity.test_exam import Net, TorchPort, reference
+
+
+@pytest.mark.parametrize("step", [1e-9, 1e-4, 1e-2])
+def test_a_value_is_found_though_float32_cannot_tell_it_from_its_neighbours(step: float) -> None:
+    found = solve(lambda value: np.round((np.log(value) - np.log(3e-6)) * np.ones(4) / step) * step, 1e-6, 1e-5, "log")
+    assert found is not None
+    assert next(plain(found)) == 3e-6
+
+
+def test_what_makes_no_difference_is_not_solved_for_but_left_where_it_was() -> None:
+    assert solve(lambda value: np.ones(3), 2.0, 1.0, "linear") == 2.0
+
+
+@pytest.mark.parametrize("changed", ["first.weight", "norm.bias", "last.bias"])
+def test_settings_for_one_parameter_stay_its_own(changed: str) -> None:
+    rewritten = by_name(lambda name, _, group: {"weight_decay": 0.5} if name == changed else {})(reference())
+    module = rewritten.module()
+    names = {id(param): name for name, param in module.named_parameters()}
+    groups = rewritten.optimizer(module).param_groups
+    decays = {names[id(param)]: group.get("weight_decay", 0) for group in groups for param in group["params"]}
+    assert decays == {name: 0.5 if name == changed else 0 for name in names.values()}
+
+
+class WithoutBias(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.batch_norm(self.norm(self.first(x))))
+        return functional.linear(x, self.last.weight) + 0 * self.last.bias
+
+
+def wrong(module: Callable[[], nn.Module]) -> TorchPort:
+    right = reference()
+    return TorchPort(Reference(module, right.loss, right.optimizer, right.batches))
+
+
+def test_later_cases_tell_equally_good_explanations_apart() -> None:
+    """A bias that is not added and one that is not loaded give the same outputs, and other gradients."""
+    stages = ["outputs", "loss", "gradients"]
+    alike = judge(reference(), wrong(WithoutBias), quick=True, stages=stages[:1])
+    assert {one.code for one in alike.explanations[0]} >= {"F008", "L014"}
+    apart = judge(reference(), wrong(WithoutBias), quick=True, stages=stages)
+    assert [group[0].code for group in apart.explanations] == ["F008"]
+    assert all(one.explained for one in apart.comparisons if not one.passes)
+    assert {one.stage for one in apart.comparisons if one.explained} == {"outputs"}, "the rest agrees with it in"
+
+
+def test_a_layer_that_is_small_beside_the_others_is_found_in_the_end() -> None:
+    class Large(Net):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            with torch.no_grad():
+                self.last.bias.mul_(1e3)
+
+    class Small(Large):
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.linear(x, self.first.weight)
+            logits: Tensor = self.last(self.act(self.batch_norm(self.norm(x))))
+            return logits
+
+    right = reference()
+    program = Reference(Large, right.loss, right.optimizer, right.batches)
+    verdict = judge(program, wrong(Small), quick=True, stages=["outputs"])
+    assert "F008" in {one.code for one in verdict.explanations[0]}
