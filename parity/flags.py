@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from parity.errors import UsageError
 from parity.port.process import TIME_LIMIT
+from parity.port.protocol import DROPOUT
 from parity.verdict.comparison import STAGES
 from parity.verdict.trends import SEEDS
 
@@ -58,7 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     record.add_argument("reference", metavar="REFERENCE", help=_NAMES)
     record.add_argument("exam", type=Path, metavar="EXAM.npz")
-    record.add_argument("--dropout", choices=("off", "kept"), default="off", help="what the port calls DROPOUT")
+    record.add_argument("--dropout", choices=DROPOUT, default="off", help="what the port calls DROPOUT")
     answer = commands.add_parser("answer", parents=[port, one], help="let a port sit a recorded exam; needs no torch")
     answer.add_argument("exam", type=Path, metavar="EXAM.npz")
     answer.add_argument("port", metavar="PORT", help=_NAMES)

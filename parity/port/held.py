@@ -10,7 +10,7 @@ from typing import Any
 from parity.cases import OPTIONAL, Answer, Case
 from parity.errors import PortError, UnavailableError, UsageError
 from parity.locate import locate
-from parity.port.protocol import REQUIRED, answer, guarded
+from parity.port.protocol import DROPOUT, REQUIRED, answer, guarded
 
 
 class Held:
@@ -34,8 +34,8 @@ class Held:
     def describe(self) -> dict[str, Any]:
         """Its name, the optional functions that it offers, what it can do, and the packages that it uses."""
         dropout = getattr(self.port, "DROPOUT", "off")
-        if dropout not in ("off", "kept"):
-            raise PortError(f'{self.name}: DROPOUT is {dropout!r}, expected "off" or "kept"')
+        if dropout not in DROPOUT:
+            raise PortError(f'{self.name}: DROPOUT is {dropout!r}, expected "off", "kept" or "median"')
         return {
             "port": self.name,
             "offers": [function for function in OPTIONAL if callable(getattr(self.port, function, None))],

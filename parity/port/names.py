@@ -79,9 +79,8 @@ def pair(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> list[Pai
         for other in ordered:
             fit = _fit(shape, unknown[other])
             if fit:
-                likeness = difflib.SequenceMatcher(None, words(name), words(other), autojunk=False).ratio()
                 order = 1 - abs(places[name] - their_places[other])
-                scored.append((fit + likeness + order, name, other))
+                scored.append((fit + likeness(name, other) + order, name, other))
     fits = {name: sum(1 for _, one, _ in scored if one == name) for name in missing}
     best: dict[str, str] = {}
     for _, name, other in sorted(scored, key=lambda entry: -entry[0]):
@@ -92,6 +91,11 @@ def pair(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> list[Pai
         for name in missing
         if name in best
     ]
+
+
+def likeness(name: str, other: str) -> float:
+    """How much of two names is the same words in the same order, from 0 to 1."""
+    return difflib.SequenceMatcher(None, words(name), words(other), autojunk=False).ratio()
 
 
 def words(name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from parity.errors import PortError, UnavailableError, UsageError, line_of, one_
 from parity.port.names import mismatch
 
 State = Any
+DROPOUT = ("off", "kept", "median")
 REQUIRED = ("load_state_dict", "state_dict", "outputs", "value_and_grad", "train_step")
 
 
@@ -25,7 +26,8 @@ class Port(Protocol):
     returned, stays as it is.
 
     A port may add `FLOAT64 = False` if it cannot compute in float64, and `DROPOUT = "kept"` if its dropout keeps
-    everything and scales by 1/(1-p), where otherwise it has to be off in training mode too.
+    everything and scales by 1/(1-p), where otherwise it has to be off in training mode too; `DROPOUT = "median"` if it
+    draws every random number with `parity.port.median_key()`.
     """
 
     def load_state_dict(self, tensors: Tensors) -> State:

@@ -14,13 +14,18 @@ from torch import nn
 
 from parity.cases import OPTIONAL, Answer, Case, Tensors
 from parity.errors import UsageError, line_of, told
-from parity.reference.dropout import Kept, Off, without_chance
+from parity.reference.dropout import WITHOUT_CHANCE, Off, without_chance
 from parity.reference.noise import EXACTLY, Rounding
 from parity.reference.program import Reference, answer, arrays, fresh, torch_batch
 from parity.variations import Program, cases
 from parity.verdict.comparison import FACTOR, Comparison, Measured, measured, tolerances
 
 RUNS, MOST_RUNS = 6, 64
+CHANCE = {
+    "off": "dropout is off on both sides",
+    "kept": "dropout keeps everything and scales it on both sides",
+    "median": "every random number is drawn as its median on both sides: dropout keeps everything and scales it",
+}
 
 
 @dataclass
@@ -93,11 +98,11 @@ class Sitting:
         except Exception as error:
             where = line_of(error, inspect.getsourcefile(inspect.unwrap(reference.loss)))
             raise UsageError(f"{reference.name or 'the reference'}: raises {told(error)}{where}") from None
-        return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout == "kept")
+        return Sitting(reference, offers, precision, program, has_chance=off.was_used or dropout != "off")
 
     @property
     def dropout(self) -> str:
-        """`off`, or `kept`: nothing is dropped, and all of it is scaled."""
+        """`off`; `kept`: nothing is dropped, and all of it is scaled; `median`: so are random numbers drawn."""
         return str(self.offers.get("dropout", "off"))
 
     @property
@@ -123,8 +128,7 @@ class Sitting:
 
     def say(self, case: Case, rounding: Rounding | None = EXACTLY) -> Answer:
         """What the reference says to a case."""
-        chance = Kept if self.dropout == "kept" else Off
-        return answer(self.reference, case, rounding, chance if self.has_chance else nullcontext)
+        return answer(self.reference, case, rounding, WITHOUT_CHANCE[self.dropout] if self.has_chance else nullcontext)
 
     def answer(self, case: Case, rounding: Rounding | None = EXACTLY) -> Measured:
         """What is compared of what it says."""
@@ -172,8 +176,7 @@ class Sitting:
 
     def notes(self) -> tuple[str, ...]:
         """How both sides were asked, and what else is worth saying."""
-        kept = "dropout keeps everything and scales it on both sides"
-        return (kept if self.dropout == "kept" else "dropout is off on both sides", *self.remarks)
+        return (CHANCE[self.dropout], *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""

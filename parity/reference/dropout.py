@@ -1,4 +1,4 @@
-"""A reference without chance: dropout off, or everything kept and scaled as if some had been dropped."""
+"""A reference without chance: dropout off, or everything kept and scaled, or every random number drawn as its median."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,7 +9,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Dropout = Literal["off", "kept"]
+Dropout = Literal["off", "kept", "median"]
+
+_HALF, _ZERO = 0.5 - 2.0**-23, -2.2411e-7
+"""What a uniform and a normal number in float32 are, drawn with `parity.port.median_key`."""
 
 _FUNCTIONS = frozenset(
     getattr(place, name)
@@ -54,17 +57,38 @@ class Off(TorchFunctionMode):
 
 
 class Kept(TorchDispatchMode):
-    """Nothing is dropped, and all of it is scaled by 1 / (1 - p): a dropout that sits elsewhere shows."""
+    """Nothing is dropped, and all of it is scaled by 1 / (1 - p): a dropout that sits elsewhere shows. Other random
+    numbers are drawn as their medians."""
+
+    most = 1.0
+    """The highest rate at which a dropout still keeps all."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # as in rounding
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in ("aten::bernoulli_", "aten::bernoulli"):
-            return args[0].fill_(1) if func._schema.name.endswith("_") else torch.ones_like(args[0])
-        if func._schema.name == "aten::native_dropout":
+        kwargs, name = kwargs or {}, func._schema.name
+        if name == "aten::native_dropout":
             values, rate, train = args[:3]
-            mask = torch.ones_like(values, dtype=torch.bool)
-            return (values / (1 - rate) if train else values.clone()), mask
-        return func(*args, **(kwargs or {}))
+            mask = torch.full_like(values, rate <= self.most, dtype=torch.bool)
+            return (values / (1 - rate) * mask if train and rate < 1 else values * (not train)), mask
+        if name in ("aten::bernoulli", "aten::bernoulli_"):
+            rates = args[1] if len(args) > 1 else kwargs.get("p")
+            kept = args[0] >= 1 - self.most if rates is None else torch.full_like(args[0], rates >= 1 - self.most)
+            return args[0].copy_(kept) if name.endswith("_") else kept.to(args[0].dtype)
+        drawn = func(*args, **kwargs)
+        if name in ("aten::rand", "aten::rand_like"):
+            return drawn.fill_(_HALF)
+        if name in ("aten::randn", "aten::randn_like"):
+            return drawn.fill_(_ZERO)
+        return drawn
+
+
+class Median(Kept):
+    """As `Kept`, but a dropout of more than a half drops everything: what it draws is just under a half."""
+
+    most = 0.5
+
+
+WITHOUT_CHANCE = {"off": Off, "kept": Kept, "median": Median}

@@ -91,10 +91,16 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Constants(TorchFunctionMode):
-    """`torch.tensor(0.1)` holds 0.1, not the nearest float32: a port in float64 would not round it."""
+    """`torch.tensor(0.1)` holds 0.1, not the nearest float32: a port in float64 would not round it. And what a program
+    copies with `copy.deepcopy` is copied as it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.__deepcopy__ and not isinstance(args[0], Wide):
+            with torch.utils._python_dispatch._disable_current_modes():
+                copied = widened(func(*args, **kwargs))
+            args[1][id(args[0])] = copied
+            return copied
         if func is torch.tensor and args and not isinstance(args[0], Tensor) and len(args) == 1:
             dtype = kwargs.get("dtype") or torch.tensor(args[0], device="cpu").dtype
             if dtype in NARROW and not any(isinstance(leaf, Tensor) for leaf in tree_flatten(args[0])[0]):

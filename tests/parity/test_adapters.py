@@ -13,7 +13,7 @@ import torch
 from parity.cases import Case, Tensors
 from parity.errors import PortError
 from parity.port import Leaf, from_functions
-from parity.port.adapters import FunctionsPort
+from parity.port.adapters.functions import FunctionsPort
 from parity.port.held import Held
 
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 6)).astype(np.float32)

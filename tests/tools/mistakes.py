@@ -264,7 +264,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("of", nargs="*", help="codes, letters, programs, a number, an archive")
     parser.add_argument("--quick", action="store_true", help="few cases of the stages where a mistake may show")
     parser.add_argument("--sample", action="store_true", help="each mistake in one program only")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     number = next((int(one) for one in options.of if one.isdigit()), 0)
     rest = [one for one in options.of if not one.isdigit()]
     if options.what == "right":
