@@ -1,6 +1,7 @@
 """The one page: ask everybody the same cases, compare, explain."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # an exam that is on paper is judged where there is no torch,
     from parity.verdict.explanation import Explained
 
 Progress = Callable[[str], None]
+
+SETTLED = ("shaken", "shaken, evaluation mode", "shaken, training mode")
+"""Cases that an explanation of something later must not spoil."""
 
 
 def judge(
@@ -102,12 +106,14 @@ def examine(
         explains: look for what explains a difference.
     """
     if explains:
-        from parity.verdict.explanation import explain
+        from parity.verdict.explanation import LEAST_SECONDS, SECONDS, explain
     first, wanted = sitting, [stage for stage in STAGES if stages is None or stage in stages]
     asked = [case for case in sitting.cases(seed, quick) if not set(STAGES_OF[case.call]).isdisjoint(wanted)]
     compared: list[Comparison] = []
     causes: list[tuple[Explanation, ...]] = []
     last_cause: tuple[Explained, Any] | None = None
+    settled: list[tuple[Any, Measured | PortError]] = []
+    spent = 0.0
     for _, group in itertools.groupby(asked, key=lambda case: case.call):
         answered = []
         for case in group:
@@ -123,10 +129,14 @@ def examine(
                 (cause, before), last_cause = (other, last_cause[1]), None
                 del causes[-1]
                 seen.clear()  # it was beside a mistake that is none
-            elif (new := explain(sitting, answered, found, progress)) is not None:
-                cause, before, last_cause = new, sitting, (new, sitting)
             else:
-                break
+                began = time.monotonic()
+                seconds = max(SECONDS - spent, LEAST_SECONDS)
+                new = explain(sitting, answered, found, settled, progress, seconds)
+                spent += time.monotonic() - began
+                if new is None:
+                    break
+                cause, before, last_cause = new, sitting, (new, sitting)
             causes += cause.said
             sitting = replace(before.rewritten(cause.rewrite), dropped=sitting.dropped)
             answered = [(sitting.ask(question.case) or question, given) for question, given in answered]
@@ -134,6 +144,8 @@ def examine(
             # A difference is told as it was first seen; what agrees may have needed the mistake.
             kept = {key for key, one in seen.items() if not one.passes}
             seen |= {key: one for one in found if (key := (one.case, one.quantity)) not in kept}
+        if _agree(found):
+            settled += (one for one in answered if one[0].case.name in SETTLED)
         if _agree(found) or keep_going:
             agree = {(one.case, one.quantity) for one in found if one.passes}
             compared += (replace(one, explained=not one.passes and key in agree) for key, one in seen.items())

@@ -44,6 +44,8 @@ class Mistake:
     """Where it happened to somebody: `flax#2993`; or the documentation that says how it is."""
     tries: "Tries | None" = None
     """How it is looked for; None where it can be caught, but not yet named."""
+    rounds: bool = False
+    """Whether it is equal in exact arithmetic, and loses digits."""
 
 
 @dataclass(frozen=True)

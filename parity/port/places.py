@@ -1,4 +1,4 @@
-"""Where each of torch's tensors lies among a port's leaves: by names and rules, or as a conversion shows. NumPy only."""
+"""Where each of torch's tensors lies in a port: by names and rules, or as a conversion shows. NumPy only."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Named:
 
     def to_port(self, tensors: Tensors) -> Tensors:
         """By the paths of leaves."""
-        leaves = {}
+        leaves: Tensors = {}
         for name, parts in self.found.items():
             for leaf, rows in parts:
                 leaves.setdefault(leaf.path, leaf.to_port(tensors[name][rows] if tensors[name].ndim else tensors[name]))
@@ -83,7 +83,8 @@ def by_names(names: Names, tensors: Tensors, leaves: Mapping[str, Any], own: fro
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     found: dict[str, list[tuple[Leaf, slice]]] = {}
-    by_words = {words(short(path)): short(path) for path in leaves}
+    inner = {words(short(short(path))): short(path) for path in leaves if path.startswith("stats/")}  # of a collection
+    by_words = inner | {words(short(path)): short(path) for path in leaves}
     for name, tensor in tensors.items():
         meant = names.get(name, by_words.get(words(name), ""))
         if isinstance(meant, Leaf):
@@ -133,7 +134,7 @@ def by_conversion(
         index = low[path] + _DIGIT * high[path]
         if index.shape != tuple(leaves[path].shape):
             raise PortError(f"convert: {short(path)} has shape {index.shape}, expected {tuple(leaves[path].shape)}")
-        if not ((0 <= index) & (index < count) & (index % 1 == 0) & (low[path] < _DIGIT)).all():
+        if not ((index >= 0) & (index < count) & (index % 1 == 0) & (low[path] < _DIGIT)).all():
             raise PortError(f"convert: changes the numbers of {short(path)}; it may only move them")
         taken[path] = index.astype(np.int64)
     return Learned(real, taken)

@@ -1,4 +1,4 @@
-"""A reference without chance: dropout off, or everything kept and scaled, or every random number drawn as its median."""
+"""A reference without chance: dropout off, or all kept and scaled, or every random number drawn as its median."""
 
 from collections.abc import Callable
 from typing import Any, Literal

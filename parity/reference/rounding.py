@@ -90,13 +90,16 @@ class _Dispatch(TorchDispatchMode):
         return _run(self.rounding, func, args, kwargs)
 
 
+_DEEPCOPY: Any = Tensor.__deepcopy__
+
+
 class _Constants(TorchFunctionMode):
     """`torch.tensor(0.1)` holds 0.1, not the nearest float32: a port in float64 would not round it. And what a program
     copies with `copy.deepcopy` is copied as it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.__deepcopy__ and not isinstance(args[0], Wide):
+        if func is _DEEPCOPY and not isinstance(args[0], Wide):
             with torch.utils._python_dispatch._disable_current_modes():
                 copied = widened(func(*args, **kwargs))
             args[1][id(args[0])] = copied
@@ -160,7 +163,16 @@ def _functional(func: Any) -> Any:
     base = func._schema.name[6:]
     if not base.endswith("_") or base.startswith("__") or name_of(func) in EXACT or base in DRAWS:
         return None
-    return getattr(getattr(torch.ops.aten, base[:-1], None), func._overloadname, None)
+    packet = getattr(torch.ops.aten, base[:-1], None)
+    found = [getattr(packet, name) for name in packet.overloads()] if packet else []
+    # The overload of the same name first: `pow_.Scalar` is `pow.Tensor_Scalar`, and `pow.Scalar` takes a number first.
+    found.sort(key=lambda one: one._overloadname != func._overloadname)
+    return next((one for one in found if _takes(one) == _takes(func)), None)
+
+
+def _takes(func: Any) -> list[str]:
+    """The types of an operation's arguments."""
+    return [str(argument.type) for argument in func._schema.arguments]
 
 
 def _run(rounding: Rounding, func: Any, args: Any, kwargs: Any) -> Any:

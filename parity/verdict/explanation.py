@@ -21,8 +21,8 @@ from parity.reference.rewrite import Rewrite, chained, sites
 from parity.verdict.comparison import STAGES, Comparison, Explanation, Measured, compare, ratios, stage_of
 from parity.verdict.fitting import plain, shown, solve
 
-SECONDS = 60.0
-"""After which the search stops, and says what it did not try."""
+SECONDS, LEAST_SECONDS = 60.0, 20.0
+"""After which the searches of an exam stop, and say what they did not try; a later one has the least at any rate."""
 ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE, NEAR = 4.0, 1e-2
@@ -85,6 +85,8 @@ class Search:
     """Cases of the stage, the failing ones first, small ones before large ones."""
     progress: Callable[[str], None]
     deadline: float
+    settled: Sequence[tuple[Question, Measured]] = ()
+    """Some cases of earlier calls, which agree."""
     untried: int = 0
     seen: dict[int, float] = field(default_factory=dict)
     """The largest ratio of a case as it was answered."""
@@ -127,22 +129,23 @@ class Search:
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
         return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
 
-    def may_agree(self, left: Array | None, at: int = 0) -> bool:
-        """Whether what is left of a difference is so little that it may be rounding, which a mistake makes larger."""
-        if left is None:
-            return False
+    def may_agree(self, left: Array | None, at: int = 0, rounds: bool = False) -> bool:
+        """Whether what is left of a difference is so little that it may be rounding, which a mistake makes larger: much
+        larger where that is all that it does."""
+        if left is None or rounds:
+            return left is not None
         if at not in self.seen:
             start = self.left(lambda reference: reference, at)
             self.seen[at] = 0.0 if start is None else float(np.abs(start).max(initial=0))
         return float(np.abs(left).max(initial=0)) <= max(LOOSE, NEAR * self.seen[at])
 
-    def agrees(self, rewrite: Rewrite) -> float | None:
+    def agrees(self, rewrite: Rewrite, rounds: bool = False) -> float | None:
         """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
         sitting, worst = self.sitting.rewritten(rewrite), 0.0
         for at, (question, actual) in enumerate(self.answered):
             left = self.left(rewrite, at)
             ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
-            if ratio > 1 and (not self.may_agree(left, at) or time.monotonic() > self.deadline + SECONDS):
+            if ratio > 1 and (not self.may_agree(left, at, rounds) or time.monotonic() > self.deadline + SECONDS):
                 return None
             # Rounding may be larger in the rewritten reference than it is in the right one.
             again = sitting.ask(question.case) if ratio > 1 else None
@@ -155,6 +158,11 @@ class Search:
             worst = max(worst, ratio)
         return worst
 
+    def keeps(self, rewrite: Rewrite, rounds: bool = False) -> bool:
+        """Whether what agreed before still does: a mistake that would have shown earlier is none."""
+        before = replace(self, stage=STAGES[-1], answered=self.settled, seen={}, settled=())
+        return before.agrees(rewrite, rounds) is not None
+
     def counts(self, stage: str) -> bool:
         """Whether a stage has to agree for an explanation of this one."""
         return STAGES.index(stage) <= STAGES.index(self.stage)
@@ -164,9 +172,16 @@ def explain(
     sitting: Sitting,
     answered: Sequence[tuple[Question, Any]],
     compared: Sequence[Comparison],
+    settled: Sequence[tuple[Question, Any]],
     progress: Callable[[str], None],
+    seconds: float = SECONDS,
 ) -> Explained | None:
-    """The mistakes under which all agrees that is compared up to the first failing stage; None where there is none."""
+    """The mistakes under which all agrees that is compared up to the first failing stage; None where there is none.
+
+    Args:
+        settled: cases of earlier calls, which agree beside the sitting's reference and have to beside a rewritten one.
+        seconds: after which the search stops.
+    """
     failing = [one for one in compared if not one.passes]
     if any(one.wrong is not None for one in failing):
         return None
@@ -181,7 +196,8 @@ def explain(
             sum(array.size for batch in case.batches for array in batch.values()),
         )
 
-    search = Search(sitting, stage, sorted(answered, key=order), progress, time.monotonic() + SECONDS)
+    deadline = time.monotonic() + seconds
+    search = Search(sitting, stage, sorted(answered, key=order), progress, deadline, settled)
     subject = _subject(sitting)
     letters = LETTERS[stage]
     catalogue = sorted(
@@ -227,7 +243,7 @@ def _what_is_known(search: Search) -> Iterator[str]:
         else:
             yield f"nothing known explains {search.stage}, nor comes near it: {len(search.tried)} experiments were made"
     if search.untried:
-        yield f"the search stopped after {SECONDS:.0f} s with {search.untried} experiments untried"
+        yield f"the search stopped at its time limit with {search.untried} experiments untried"
 
 
 def _subject(sitting: Sitting) -> Subject:
@@ -352,15 +368,20 @@ def _fitted(search: Search) -> Iterator[Candidate]:
 def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
     """Those that agree in all cases, the simplest first; one place for each mistake."""
     agreeing: list[tuple[Candidate, float]] = []
+    possible = [one for one in candidates if search.may_agree(one.left, rounds=one.mistake.rounds)]
+    # So little as is near rounding anyway is most likely lost digits, and hardly tells other mistakes apart.
+    little = search.start is not None and float(np.abs(search.start).max(initial=0)) <= LOOSE
     for candidate in sorted(
-        (one for one in candidates if search.may_agree(one.left)), key=lambda one: (one.attempt.size, one.ratio)
+        possible, key=lambda one: (not (little and one.mistake.rounds), one.attempt.size, one.ratio)
     ):
+        if little and agreeing and agreeing[0][0].mistake.rounds:
+            break
         if any(one.mistake is candidate.mistake for one, _ in agreeing):
             continue
         if time.monotonic() > search.deadline + SECONDS / 2 and agreeing:
             break
-        worst = search.agrees(candidate.rewrite)
-        if worst is not None:
+        worst = search.agrees(candidate.rewrite, candidate.mistake.rounds)
+        if worst is not None and search.keeps(candidate.rewrite, candidate.mistake.rounds):
             agreeing.append((candidate, worst))
     if not agreeing:
         return None
@@ -396,7 +417,7 @@ def _pair(search: Search) -> Explained | None:
             found.append((float(np.abs(vector).max(initial=0)), one, other, both))
     for _, one, other, both in sorted(found, key=lambda each: each[0]):
         worst = search.agrees(both)
-        if worst is not None:
+        if worst is not None and search.keeps(both):
             return Explained(((said(one, search.stage, worst),), (said(other, search.stage, worst),)), both)
     return None
 

@@ -18,7 +18,8 @@ def _causal(subject: Subject) -> list[Site]:
 
 
 def _shifted_diagonal(mask: Tensor, value: int) -> Tensor:
-    return torch.ones(mask.shape[-2:], dtype=torch.bool).triu(1 + value)
+    padding = mask[..., -1:, :]  # the last query sees all keys but those
+    return padding | torch.ones(mask.shape[-2:], dtype=torch.bool).triu(1 + value)
 
 
 def _window(mask: Tensor, value: int) -> Tensor:

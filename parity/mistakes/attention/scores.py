@@ -78,7 +78,7 @@ def remasked(change: Callable[[Tensor, Any], Tensor | None]) -> Callable[[Any], 
             if mask is None:
                 mask = call["other"] <= LOW
             changed = change(mask, value)
-            return scores(call) + 0.0 if changed is None else scores(call).masked_fill(changed, -math.inf)
+            return scores(call) + 0.0 if changed is None else scores(call).masked_fill(changed, _low(call))
 
         return act
 
@@ -86,16 +86,25 @@ def remasked(change: Callable[[Tensor, Any], Tensor | None]) -> Callable[[Any], 
 
 
 def is_causal(call: Call) -> bool:
-    """Whether a masking call keeps queries from later keys, and from nothing else."""
+    """Whether a masking call keeps queries from later keys; it may mask padding, too."""
     mask = blocked(call)
     if mask is None or mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] == 1:
         return False
-    return bool((mask == torch.ones(mask.shape[-2:], dtype=torch.bool).triu(1)).all())
+    return bool(mask[..., torch.ones(mask.shape[-2:], dtype=torch.bool).triu(1)].all() and not mask.all())
 
 
 def attending(subject: Subject) -> frozenset[str]:
     """Modules within which scores meet their softmax."""
     return frozenset(site.module for site, _ in softmaxes(subject))
+
+
+def _low(call: Call) -> float:
+    """The score of what is masked: -inf, or the finite one that the program itself takes."""
+    if call.site.function == "add":
+        return float(call["other"].min()) if bool((call["other"] <= LOW).any()) else -math.inf
+    if call.site.function == "masked_fill":
+        return _number(call["value"])
+    return _number(_condition(list(call.arguments.values()))[1])
 
 
 def _given_low(call: Call) -> bool:

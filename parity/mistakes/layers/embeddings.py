@@ -41,7 +41,7 @@ MISTAKES = (
         "the embedding of token {value} is zero at {place}, in the reference it is in the table",
         "Who knows that torch's padding row is zero multiplies by a mask in the port. It is zero at first only: a "
         "loaded table may hold anything there, and torch reads what it holds.",
-        (Diff("rnn", "dropout(table[tokens])", "dropout(table[tokens] * (tokens != PAD)[..., None])"),),
+        (Diff("transformer", "x = embedding[tokens] +", "x = embedding[tokens] * (tokens != PAD)[..., None] +"),),
         ("torch: Embedding, padding_idx", "Keras: Embedding, mask_zero"),
         calls("embedding", _without_padding, (0, 1)),
     ),

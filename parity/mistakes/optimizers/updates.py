@@ -45,6 +45,16 @@ def _not_updated(subject: Subject) -> Iterator[Try]:
             yield Try(place, lambda _, held=held: _only(lambda name: name not in held), size=len(held))  # type: ignore[misc]
 
 
+def _with_unused(optimizer: Stepped) -> None:
+    """A gradient of zero where torch has none."""
+    unused = [param for group in optimizer.param_groups for param in group["params"] if param.grad is None]
+    for param in unused:
+        param.grad = torch.zeros_like(param)
+    optimizer.inner.step()
+    for param in unused:
+        param.grad = None
+
+
 def _standing(optimizer: Stepped) -> None:
     """No step at all."""
 
@@ -195,5 +205,21 @@ MISTAKES = (
         ),
         ("maxtext#812", "optax documentation: MultiSteps"),
         program(_gathered, ((2, False), (2, True), (3, False), (3, True)), place="the optimizer"),
+    ),
+    Mistake(
+        "O055",
+        "unused-parameter-updated",
+        "a parameter that the loss does not use is updated: its gradient is zero in the port, none in the reference",
+        "A parameter that a batch does not reach has no gradient in torch, and the optimizer passes it over: it does "
+        "not decay, and its moments stay. In JAX every leaf has a gradient; where it is zero AdamW still decays it.",
+        (
+            Diff(
+                "",
+                "optax.adamw(rate, weight_decay=0.01, mask=is_used)",
+                "optax.adamw(rate, weight_decay=0.01)",
+            ),
+        ),
+        ("torch documentation: Optimizer.zero_grad, set_to_none",),
+        program(lambda reference, _: stepped(_with_unused)(reference), place="the optimizer"),
     ),
 )

@@ -1,6 +1,6 @@
 """Batch normalisation: which statistics it uses, and which it remembers."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,23 @@ def _is_no_layer(call: Call) -> bool:
 def _stays_in_evaluation(part: nn.Module, _: Any) -> None:
     part.eval()
     part.train = lambda mode=True: part  # type: ignore[method-assign]
+
+
+def _debiases(part: nn.Module, _: Any) -> None:
+    inner, own = part.forward, cast(_BatchNorm, part)
+
+    def forward(x: Tensor) -> Any:
+        mean, variance = own.running_mean, own.running_var
+        if own.training or mean is None or variance is None or not own.num_batches_tracked:
+            return inner(x)
+        share = 1 - (1 - (0.1 if own.momentum is None else own.momentum)) ** int(own.num_batches_tracked)
+        try:
+            own.running_mean, own.running_var = mean / share, variance / share
+            return inner(x)
+        finally:
+            own.running_mean, own.running_var = mean, variance
+
+    part.forward = forward
 
 
 def _momentum(call: Call) -> float:
@@ -193,5 +210,22 @@ MISTAKES = (
         ),
         ("pytorch#19902", "pytorch#60528", "tinygrad#779"),
         calls("batch_norm", lambda call, _: _by_unbiased(call), when=_training),
+    ),
+    Mistake(
+        "T021",
+        "batch-norm-debiased",
+        "{place} divides its running statistics by 1 - (1 - momentum)^steps in evaluation, the reference takes them as "
+        "they are",
+        "Equinox's BatchNorm in its mode 'batch' starts its averages at zero and corrects for that, as Adam does; "
+        "torch's start at a mean of 0 and a variance of 1, and are not corrected.",
+        (
+            Diff(
+                "",
+                "mean, var = running_mean, running_var",
+                "mean, var = running_mean / (1 - 0.9**steps), running_var / (1 - 0.9**steps)",
+            ),
+        ),
+        ("equinox: BatchNorm, mode",),
+        modules(_debiases, lambda part: isinstance(part, _BatchNorm) and part.track_running_stats),
     ),
 )

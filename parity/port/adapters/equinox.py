@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from parity.port.adapters.chance import median_key
 from parity.port.adapters.functions import FunctionsPort
 
@@ -33,13 +35,21 @@ def from_equinox(
     params, static = eqx.partition(module, eqx.is_inexact_array)
     indices = _indices(jax, eqx, module)
 
+    def read(held: Any) -> dict[str, Any]:
+        return {path: _by_name(path, held.get(index)) for path, index in indices.items()}
+
     def apply(params: Any, stats: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         made = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
-        held = state
+        # A new one, for what `set` has been called on is not to be used again; in the dtype of what it is to hold.
+        dtype = jax.numpy.result_type(*jax.tree.leaves(params))
+        held = jax.tree.map(
+            lambda leaf: jax.numpy.asarray(leaf, dtype if eqx.is_inexact_array(leaf) else leaf.dtype), state
+        )
         for path, index in indices.items():
-            held = held.set(index, stats[path])
+            values = stats[path]
+            held = held.set(index, tuple(values.values()) if isinstance(values, dict) else values)
         found, new = call(made, held, batch, median_key())
-        return found, {path: new.get(index) for path, index in indices.items()}
+        return found, read(new)
 
     def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
         found, new = apply(params, stats, batch, True)
@@ -50,25 +60,28 @@ def from_equinox(
         loss=loss_and_stats,
         optimizer=optimizer,
         params=params,
-        stats={path: state.get(index) for path, index in indices.items()},
+        stats=jax.tree.map(np.asarray, read(state)),  # of weak types Equinox would make others
         dropout="median",
         home=loss,
         **options,
     )
 
 
+def _by_name(path: str, held: Any) -> Any:
+    """A batch norm keeps a pair."""
+    return {"mean": held[0], "var": held[1]} if isinstance(held, tuple) and len(held) == 2 else held
+
+
 def _indices(jax: Any, eqx: Any, module: Any) -> dict[str, Any]:
-    """Where a module's parts keep what they change, by path."""
-    parts = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda one: _has_index(eqx, one))[0]
-    return {
-        f"{jax.tree_util.keystr(path, simple=True, separator='/')}/{name}": index
-        for path, part in parts
-        if _has_index(eqx, part)
-        for name, index in vars(part).items()
-        if isinstance(index, eqx.nn.StateIndex)
-    }
+    """Where a module's parts keep what they change, by path: a pair by its part's, all else by its own."""
 
+    def has_index(part: Any) -> bool:
+        return isinstance(part, eqx.Module) and any(isinstance(one, eqx.nn.StateIndex) for one in vars(part).values())
 
-def _has_index(eqx: Any, part: Any) -> bool:
-    held = vars(part).values() if isinstance(part, eqx.Module) else ()
-    return any(isinstance(one, eqx.nn.StateIndex) for one in held)
+    indices = {}
+    for path, part in jax.tree_util.tree_flatten_with_path(module, is_leaf=has_index)[0]:
+        for name, index in vars(part).items() if has_index(part) else ():
+            if isinstance(index, eqx.nn.StateIndex):
+                at = jax.tree_util.keystr(path, simple=True, separator="/")
+                indices[at if name.endswith("_state_index") else f"{at}/{name}"] = index
+    return indices

@@ -136,8 +136,10 @@ class FunctionsPort:
     def _places(self, tensors: Tensors) -> Places:
         shapes = tuple((name, tensor.shape) for name, tensor in tensors.items())
         if shapes not in self._known:  # a conversion may take seconds
-            how = (by_names, self._names) if self._convert is None else (by_conversion, self._converted)
-            self._known[shapes] = how[0](how[1], tensors, self._leaves, self._own)  # type: ignore[operator]
+            if self._convert is None:
+                self._known[shapes] = by_names(self._names, tensors, self._leaves, self._own)
+            else:
+                self._known[shapes] = by_conversion(self._converted, tensors, self._leaves, self._own)
         return self._known[shapes]
 
     def _converted(self, tensors: Tensors) -> Tensors:

@@ -26,17 +26,18 @@ def from_nnx(
         options: `names`, `convert` and `float64` as in `from_functions`.
     """
     import jax
+    import jax.numpy as jnp
     from flax import nnx
 
-    definition, params, keys, stats = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    definition, params, keys, stats = _split(nnx, module)
 
     def apply(params: Any, stats: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         key = median_key()
-        drawn = jax.tree.map(lambda leaf: key if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, keys)
+        drawn = jax.tree.map(lambda leaf: key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, keys)
         made = nnx.merge(definition, nnx.State(params), drawn, nnx.State(stats))
         made.train() if train else made.eval()
         found = call(made, batch)
-        return found, nnx.to_pure_dict(nnx.split(made, nnx.Param, nnx.RngState, ...)[3])
+        return found, nnx.to_pure_dict(_split(nnx, made)[3])
 
     def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
         found, new = apply(params, stats, batch, True)
@@ -52,3 +53,8 @@ def from_nnx(
         home=loss,
         **options,
     )
+
+
+def _split(nnx: Any, module: Any) -> Any:
+    """What a module is, its parameters, its random streams, and all else."""
+    return nnx.split(module, nnx.Param, nnx.RngState, ...)

@@ -18,8 +18,15 @@ def epsilon_of(call: Call) -> float:
     return torch.finfo(call["input"].dtype).eps if call.site.function == "rms_norm" else 1e-5
 
 
-def normalized(call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, ...] = (), centre: bool = True) -> Any:
-    """What a normalization returns that multiplies by another factor of the variance, or reduces over other axes."""
+def normalized(
+    call: Call,
+    factor: Callable[[Tensor], Tensor],
+    axes: tuple[int, ...] = (),
+    centre: bool = True,
+    by_difference: bool = False,
+) -> Any:
+    """What a normalization returns that multiplies by another factor of the variance, or reduces over other axes, or
+    takes the variance for the mean of the squares less the square of the mean."""
     x, shape = call["input"], call["input"].shape
     affine: tuple[int, ...] = ()
     if call.site.function == "batch_norm":
@@ -36,6 +43,8 @@ def normalized(call: Call, factor: Callable[[Tensor], Tensor], axes: tuple[int, 
     else:
         mean = x.mean(axes, keepdim=True) if centre else torch.zeros_like(x)
         variance = (x - mean).square().mean(axes, keepdim=True)
+        if by_difference:
+            variance = (x.square().mean(axes, keepdim=True) - mean.square()).clamp(min=0)
     if call.site.function == "batch_norm" and call["training"]:
         call.run()  # moves the running statistics
     x = ((x - mean) * factor(variance)).reshape(shape)

@@ -133,4 +133,22 @@ MISTAKES = (
             lambda call, _: normalized(call, lambda variance: torch.rsqrt(variance + epsilon_of(call)), centre=False),
         ),
     ),
+    Mistake(
+        "F124",
+        "variance-by-difference",
+        "{place} takes the variance for the mean of the squares less the square of the mean, which loses digits",
+        "flax's norms do so by default (use_fast_variance=True): one pass over the data in place of two. Where the "
+        "mean is large beside the spread, most digits cancel: at a mean of 1000 none is left. In exact arithmetic the "
+        "two are the same.",
+        (Diff("", "nn.LayerNorm(use_fast_variance=False)(x)", "nn.LayerNorm()(x)"),),
+        ("flax: BatchNorm and LayerNorm, use_fast_variance",),
+        calls(
+            "layer_norm group_norm batch_norm",
+            lambda call, _: normalized(
+                call, lambda variance: torch.rsqrt(variance + epsilon_of(call)), by_difference=True
+            ),
+            when=lambda call: call.site.function != "batch_norm" or bool(call["training"]),
+        ),
+        rounds=True,
+    ),
 )
