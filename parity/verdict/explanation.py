@@ -122,9 +122,10 @@ class Search:
             difference = np.subtract(other, values, dtype=np.float64)
             # A hypothesis that yields no numbers is infinitely far, not near.
             signs = np.where(np.isnan(difference), 1.0, np.sign(difference))
+            moved = np.abs(np.subtract(values, question.expected[quantity], dtype=np.float64))
             # What is larger with a mistake in it, a sum in place of a mean, errs by more.
             larger = max(1.0, _size(values) / (_size(question.expected[quantity]) or 1.0))
-            parts.append((ratios(values, allowed[quantity] * larger, other) * signs).ravel())
+            parts.append((ratios(values, _at_least(allowed[quantity] * larger, moved), other) * signs).ravel())
         vector = np.concatenate(parts) if parts else np.zeros(0)
         # Where equality is asked for, a miss is infinitely far; it has to stay a number to be fitted.
         return np.asarray(np.nan_to_num(np.clip(vector, -1e12, 1e12)))
@@ -321,6 +322,11 @@ def _attempts(mistake: Mistake, subject: Subject) -> Iterator[Try]:
 def _size(values: Array) -> float:
     finite = np.asarray(values, np.float64)[np.isfinite(values)]
     return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+
+
+def _at_least(allowed: Array, moved: Array) -> Array:
+    """Tolerances; where nothing rounded, a thousandth of what a mistake moves, for that is computed, and rounds."""
+    return np.where(allowed == 0, np.nan_to_num(moved) * 1e-3, allowed)
 
 
 def _cosine(one: Array, other: Array) -> float:
