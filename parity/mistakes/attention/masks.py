@@ -22,8 +22,10 @@ def _shifted_diagonal(mask: Tensor, value: int) -> Tensor:
     return padding | torch.ones(mask.shape[-2:], dtype=torch.bool).triu(1 + value)
 
 
-def _window(mask: Tensor, value: int) -> Tensor:
-    return mask | torch.ones(mask.shape[-2:], dtype=torch.bool).tril(-value)
+def _window(mask: Tensor, value: Any) -> Tensor:
+    padding = mask.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)  # all other positions see themselves
+    square = torch.ones(mask.shape[-2:], dtype=torch.bool)
+    return padding | square.triu(1) | (square.tril(-value) if value != "none" else False)
 
 
 def _masked_later(subject: Subject) -> Iterator[Site]:
@@ -132,7 +134,7 @@ MISTAKES = (
     Mistake(
         "F106",
         "sliding-window",
-        "{place} sees only the last {value} positions in the port, the reference all before it",
+        "{place} attends within a window of {value} in the port, the reference within another one, or within none",
         "Mistral and Gemma attend within a window, in all layers or in every other one. A flag that is ignored, or "
         "set for every layer, shows only in sequences that are longer than the window.",
         (
@@ -143,7 +145,7 @@ MISTAKES = (
             ),
         ),
         ("maxtext#3112", "maxtext#3832"),
-        at(_causal, remasked(_window), (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)),
+        at(_causal, remasked(_window), (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, "none")),
     ),
     Mistake(
         "F107",

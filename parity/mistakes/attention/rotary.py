@@ -3,14 +3,38 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from parity.mistakes.attention.scores import first_argument
 from parity.mistakes.mistake import Diff, Mistake, Subject
-from parity.mistakes.tries import argument, at
+from parity.mistakes.tries import argument, at, modules, several
+from parity.reference.program import array
 from parity.reference.rewrite import Call, Site
 
+BASES = (10000.0, 500000.0, 1000000.0, 100.0, 1e8)
 CUTS = ("chunk", "split", "tensor_split")
+
+
+def _bases(part: nn.Module) -> dict[str, float]:
+    """The bases of a module's buffers that are rotary frequencies: base^(-i/n) for i from 0 to n - 1."""
+    found = {}
+    for name, buffer in part.named_buffers(recurse=False):
+        values = array(buffer).astype(np.float64)
+        if values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f" and values[0] == 1 and 0 < values[1] < 1:
+            exponents = np.arange(len(values)) / len(values)
+            base = float(values[1] ** -len(values))
+            if np.allclose(values, base**-exponents, rtol=1e-5):
+                found[name] = float(f"{base:.5g}")
+    return found
+
+
+def _with_base(part: nn.Module, base: float) -> None:
+    for name in _bases(part):
+        buffer = getattr(part, name)
+        with torch.no_grad():
+            buffer.copy_(torch.tensor(base) ** (-torch.arange(len(buffer)) / len(buffer)))
 
 
 def _turns(subject: Subject) -> Iterator[Site]:
@@ -80,7 +104,16 @@ MISTAKES = (
             Diff("decoder", "dtype=x.dtype) / width)", "dtype=x.dtype) / (2 * width))"),
         ),
         ("TransformerLens#910", "maxtext#2294"),
-        argument("rpow", "base", None, (10000.0, 500000.0, 1000000.0, 100.0, 1e8), "log"),
+        several(
+            argument("rpow", "base", None, BASES, "log"),
+            modules(
+                _with_base,
+                lambda part: bool(_bases(part)),
+                BASES,
+                "log",
+                was=lambda part: next(iter(_bases(part).values())),
+            ),
+        ),
     ),
     Mistake(
         "F111",

@@ -22,6 +22,11 @@ def _shrinks(call: Call) -> bool:
     return call.run().shape[2] < call["input"].shape[2] and call["mode"] in ("bilinear", "bicubic")
 
 
+def _scaled(call: Call, added: float) -> Any:
+    method = {"bilinear": "linear", "bicubic": "cubic"}[call["mode"]]
+    return resized(call["input"], tuple(call.run().shape[2:]), method, bool(call["antialias"]), added)
+
+
 def _smoothed(call: Call) -> Any:
     method = {"bilinear": "linear", "bicubic": "cubic"}[call["mode"]]
     return resized(call["input"], tuple(call.run().shape[2:]), method, antialias=True)
@@ -81,6 +86,33 @@ MISTAKES = (
                 call["input"], tuple(call.run().shape[2:]), mode=call["mode"], align_corners=True
             ),
             when=lambda call: call["mode"] in ("bilinear", "bicubic", "linear") and not call["align_corners"],
+        ),
+    ),
+    Mistake(
+        "D023",
+        "resize-scale",
+        "{place} scales in the port as if {value} were added to the new size",
+        "DINO's code added 0.1 to the new size and resized by the ratio of the two, so that rounding could not take a "
+        "pixel off; the size of the result is the same, and every pixel is read from a little further in. Ports keep "
+        "the 0.1 that the reference has long dropped.",
+        (
+            Diff(
+                "unet",
+                'resized: jax.Array = jax.image.resize(x, shape, "bilinear", antialias=False, precision="highest")',
+                """scale = jnp.array([(height + 0.1) / x.shape[1], (width + 0.1) / x.shape[2]], x.dtype)
+    resized: jax.Array = jax.image.scale_and_translate(
+        x, shape, (1, 2), scale, jnp.zeros(2, x.dtype), "linear", antialias=False, precision="highest"
+    )""",
+            ),
+        ),
+        ("transformers: Dinov2, interpolate_pos_encoding",),
+        calls(
+            "interpolate",
+            _scaled,
+            (0.1, 1.0, -1.0),
+            "linear",
+            was=lambda call: 0.0,
+            when=lambda call: call["mode"] in ("bilinear", "bicubic") and not call["align_corners"],
         ),
     ),
 )

@@ -1,13 +1,15 @@
 """Convolutions and pools: their padding, their kernels, and the order in which their results are flattened."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch.nn import functional
 
-from parity.mistakes.mistake import Diff, Mistake
+from parity.mistakes.mistake import Diff, Mistake, Subject, Try
 from parity.mistakes.tries import calls
-from parity.reference.rewrite import Call
+from parity.reference.rewrite import Call, Edit, Site, edited
 
 CONVOLUTIONS = "conv1d conv2d conv3d"
 TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
@@ -75,6 +77,28 @@ def _transposed_same(call: Call) -> Any:
         pads = [-start, x.shape[axis] * step - (full.shape[axis] - start), *pads]
     result = functional.pad(full, pads)
     return result if bias is None else result + bias.view(-1, *(1 for _ in kernel))
+
+
+def _exchanged_strides(subject: Subject) -> Iterator[Try]:
+    """Neighbours that differ in their stride: all that are alike at once, then each pair."""
+    found = [(site, call) for site, call in subject.calls.items() if site.function in CONVOLUTIONS.split()]
+    groups: dict[tuple[str, str], dict[Site, Any]] = {}
+    alone: list[dict[Site, Any]] = []
+    for (site, call), (after, other) in itertools.pairwise(found):
+        strides = [_each(one["stride"] or 1, call["weight"].ndim - 2) for one in (call, other)]
+        if strides[0] != strides[1] and site.function == after.function:
+            pair = {site: strides[1], after: strides[0]}
+            groups.setdefault((site.pattern, after.pattern), {}).update(pair)
+            alone.append(pair)
+    for changed in (*groups.values(), *(pair for pair in alone if pair not in groups.values())):
+        sites = frozenset(changed)
+        yield Try(
+            subject.where(sites, " and ".join(dict.fromkeys(site.pattern for site in changed))),
+            lambda _, sites=sites, changed=changed: edited(
+                Edit(sites, lambda call: call.run(stride=changed[call.site]))
+            ),  # type: ignore[misc]
+            size=len(sites),
+        )
 
 
 MISTAKES = (
@@ -183,5 +207,22 @@ MISTAKES = (
         (Diff("unet", "padding=((1, 2), (1, 2))", 'padding="SAME"'),),
         ("keras#22876", "keras-core#520"),
         calls(TRANSPOSED, lambda call, _: _transposed_same(call)),
+    ),
+    Mistake(
+        "F125",
+        "stride-in-another-convolution",
+        "{place}: the strides of two convolutions that follow each other are exchanged in the port",
+        "A bottleneck halves its image in its first 1×1 convolution or in the 3×3 one after it: papers, torchvision "
+        "(V1.5) and configurations differ, and an option that says which is easily ignored. Shapes and parameters are "
+        "the same.",
+        (
+            Diff(
+                "",
+                "x = conv(width, (1, 1))(x)\n    x = conv(width, (3, 3), strides=2)(x)",
+                "x = conv(width, (1, 1), strides=2)(x)\n    x = conv(width, (3, 3))(x)",
+            ),
+        ),
+        ("transformers: ResNet, downsample_in_bottleneck", "torchvision: ResNet V1.5"),
+        _exchanged_strides,
     ),
 )

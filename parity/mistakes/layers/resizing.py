@@ -10,17 +10,18 @@ from parity.mistakes.tries import calls
 from parity.reference.rewrite import Call
 
 
-def resized(images: Tensor, size: tuple[int, ...], method: str, antialias: bool) -> Tensor:
-    """Images `(batch, channels, *window)` at another size; `method` is linear, cubic, lanczos3 or nearest."""
+def resized(images: Tensor, size: tuple[int, ...], method: str, antialias: bool, added: float = 0.0) -> Tensor:
+    """Images `(batch, channels, *window)` at another size; `method` is linear, cubic, lanczos3 or nearest. They are
+    scaled as if `added` were added to the new size."""
     for axis, length in enumerate(size, 2):
-        weights = _weights(images, images.shape[axis], length, method, antialias)
+        weights = _weights(images, images.shape[axis], length, method, antialias, added)
         images = torch.matmul(images.movedim(axis, -1), weights).movedim(-1, axis)
     return images
 
 
-def _weights(like: Tensor, before: int, after: int, method: str, antialias: bool) -> Tensor:
+def _weights(like: Tensor, before: int, after: int, method: str, antialias: bool, added: float) -> Tensor:
     """`(before, after)`."""
-    stretch = before / after
+    stretch = before / (after + added)
     places = (torch.arange(after, dtype=torch.float64) + 0.5) * stretch - 0.5
     if method == "nearest":
         chosen = torch.floor(places + 0.5).clamp(0, before - 1).long()

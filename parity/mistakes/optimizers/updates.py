@@ -209,7 +209,7 @@ MISTAKES = (
     Mistake(
         "O055",
         "unused-parameter-updated",
-        "a parameter that the loss does not use is updated: its gradient is zero in the port, none in the reference",
+        "{place} updates parameters that the loss does not use, whose gradient is zero; the reference passes them over",
         "A parameter that a batch does not reach has no gradient in torch, and the optimizer passes it over: it does "
         "not decay, and its moments stay. In JAX every leaf has a gradient; where it is zero AdamW still decays it.",
         (
