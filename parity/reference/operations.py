@@ -97,14 +97,22 @@ def _log_softmax(values: torch.Tensor, dim: int, half_to_float: bool) -> torch.T
     return shifted - shifted.exp().sum(dim, keepdim=True).log()
 
 
+def _added_product(
+    added: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    """With a beta of 0 what is added may be memory that nobody wrote."""
+    product = alpha * (a @ b)
+    return beta * added + product if beta else product
+
+
 # The commonest ones in a line each: torch's own decompositions of them take many times as long.
 _PLAIN: dict[Any, Callable[..., Any]] = {
     aten.lerp.Scalar: lambda a, b, weight: a + weight * (b - a),
     aten.lerp.Tensor: lambda a, b, weight: a + weight * (b - a),
     aten.addcmul.default: lambda a, b, c, value=1: a + value * (b * c),
     aten.addcdiv.default: lambda a, b, c, value=1: a + value * (b / c),
-    aten.addmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
-    aten.baddbmm.default: lambda a, b, c, beta=1, alpha=1: beta * a + alpha * (b @ c),
+    aten.addmm.default: _added_product,
+    aten.baddbmm.default: _added_product,
     aten._softmax.default: _softmax,
     aten._log_softmax.default: _log_softmax,
 }

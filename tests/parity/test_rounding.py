@@ -13,7 +13,7 @@ from parity.cases import Case
 from parity.reference.dropout import Kept, Off
 from parity.reference.noise import EXACTLY, Number, Rounding, _hashed
 from parity.reference.program import Reference, answer
-from parity.reference.rounding import Wide, held, wide
+from parity.reference.rounding import Wide, held, wide, widened
 
 
 def value(function: Any, *tensors: Tensor, rounding: Rounding = EXACTLY) -> Tensor:
@@ -210,3 +210,30 @@ def test_errors_go_up_and_down_alike() -> None:
     assert 0.999 < float(errors.max()) <= 1
     assert abs(float(errors.mean())) < 0.01
     assert float(errors.std()) == pytest.approx(1 / 3**0.5, rel=0.02)
+
+
+def test_memory_that_nobody_wrote_counts_for_nothing_where_its_factor_is_zero() -> None:
+    unwritten = torch.full((2, 3, 3), torch.nan)
+    a, b = torch.ones(2, 3, 4), torch.ones(2, 4, 3)
+    with wide(EXACTLY):
+        product = torch.baddbmm(unwritten, a, b, beta=0, alpha=0.5)
+        plain = torch.addmm(unwritten[0], a[0], b[0], beta=0)
+    assert (held(product) == 2).all()
+    assert (held(plain) == 4).all()
+
+
+def test_operations_in_place_are_made_of_the_overload_that_takes_the_same() -> None:
+    with wide(EXACTLY):
+        degrees = widened(torch.tensor([4.0, 9.0]))
+        assert held(degrees.pow_(-0.5)).tolist() == [1 / 2, 1 / 3]
+        assert held(widened(torch.tensor([2.0, 3.0])).pow_(torch.tensor([2.0, 2.0]))).tolist() == [4, 9]
+
+
+def test_a_module_that_a_program_copies_is_copied_as_it_is() -> None:
+    module = torch.nn.BatchNorm1d(3)
+    with wide(EXACTLY):
+        copied = copy.deepcopy([module, module.running_var])
+    assert type(held(copied[0].running_var)) is torch.Tensor
+    assert copied[0].running_var is copied[1]
+    assert held(copied[1]).dtype == torch.float64
+    assert module.running_var.dtype == torch.float32
