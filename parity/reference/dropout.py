@@ -74,8 +74,8 @@ class Kept(TorchDispatchMode):
             mask = torch.full_like(values, rate <= self.most, dtype=torch.bool)
             return (values / (1 - rate) * mask if train and rate < 1 else values * (not train)), mask
         if name in ("aten::bernoulli", "aten::bernoulli_"):
-            rates = args[1] if len(args) > 1 else kwargs.get("p")
-            kept = args[0] >= 1 - self.most if rates is None else torch.full_like(args[0], rates >= 1 - self.most)
+            default = 0.5 if name.endswith("_") else args[0]  # a rate that is the default is not handed on
+            kept = torch.as_tensor((args[1] if len(args) > 1 else default) >= 1 - self.most).expand(args[0].shape)
             return args[0].copy_(kept) if name.endswith("_") else kept.to(args[0].dtype)
         drawn = func(*args, **kwargs)
         if name in ("aten::rand", "aten::rand_like"):
