@@ -94,6 +94,11 @@ class Search:
     """Places where a mistake is not expected, since everywhere at once it leads elsewhere."""
     tried: list[Candidate] = field(default_factory=list)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no time left to look closer at what was found before the deadline."""
+        return time.monotonic() > self.deadline + LEAST_SECONDS
+
     @cached_property
     def start(self) -> Array | None:
         """The difference in the first case, before anything is tried."""
@@ -146,13 +151,13 @@ class Search:
         for at, (question, actual) in enumerate(self.answered):
             left = self.left(rewrite, at)
             ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
-            if ratio > 1 and (not self.may_agree(left, at, rounds) or time.monotonic() > self.deadline + SECONDS):
+            if ratio > 1 and (not self.may_agree(left, at, rounds) or self.is_over):
                 return None
             # Rounding may be larger in the rewritten reference than it is in the right one.
             again = sitting.ask(question.case) if ratio > 1 else None
             while again is not None and ratio > 1:
                 ratio = max((one.ratio for one in compare(again, actual) if self.counts(one.stage)), default=0.0)
-                if ratio > 1 and (ratio > FAR or not again.more()):
+                if ratio > 1 and (ratio > FAR or self.is_over or not again.more()):
                     return None
             if ratio > 1:
                 return None
@@ -384,7 +389,7 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
             break
         if any(one.mistake is candidate.mistake for one, _ in agreeing):
             continue
-        if time.monotonic() > search.deadline + SECONDS / 2 and agreeing:
+        if search.is_over:
             break
         worst = search.agrees(candidate.rewrite, candidate.mistake.rounds)
         if worst is not None and search.keeps(candidate.rewrite, candidate.mistake.rounds):

@@ -230,10 +230,11 @@ def test_operations_in_place_are_made_of_the_overload_that_takes_the_same() -> N
 
 
 def test_a_module_that_a_program_copies_is_copied_as_it_is() -> None:
-    module = torch.nn.BatchNorm1d(3)
+    module: Any = torch.nn.BatchNorm1d(3)
     with wide(EXACTLY):
         copied = copy.deepcopy([module, module.running_var])
-    assert type(held(copied[0].running_var)) is torch.Tensor
+    variance = copied[1]
+    assert variance is not None and type(held(variance)) is torch.Tensor
     assert copied[0].running_var is copied[1]
-    assert held(copied[1]).dtype == torch.float64
+    assert held(variance).dtype == torch.float64
     assert module.running_var.dtype == torch.float32
