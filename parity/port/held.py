@@ -41,6 +41,7 @@ class Held:
             "offers": [function for function in OPTIONAL if callable(getattr(self.port, function, None))],
             "float64": bool(getattr(self.port, "FLOAT64", True)),
             "dropout": dropout,
+            "remarks": list(getattr(self.port, "REMARKS", ())),
             "versions": self._versions(),
         }
 

@@ -46,7 +46,8 @@ class Question:
             self._run(RUNS)
         if self._allowed is None or self._allowed[0] != len(self.runs):
             factor = FACTOR if self.case.dtype == np.float32 else 1.0
-            self._allowed = len(self.runs), tolerances(self.expected, self.runs, self.own, factor)
+            allowed = tolerances(self.expected, self.runs, self.own, factor)
+            self._allowed = len(self.runs), self.sitting.anything_where_nothing_counts(self.case, allowed)
         return self._allowed[1]
 
     def more(self) -> bool:
@@ -134,6 +135,18 @@ class Sitting:
         """What is compared of what it says."""
         return measured(case, self.say(case, rounding), self.program.parameters)
 
+    def anything_where_nothing_counts(self, case: Case, allowed: Tensors) -> Tensors:
+        """Tolerances, infinite for outputs that mean nothing."""
+        if self.reference.counts is None or not case.batches:
+            return allowed
+        counting = arrays(self.reference.counts(torch_batch(case.batches[0])))
+        for quantity, tolerance in allowed.items():
+            kind, _, name = quantity.partition("/")
+            if kind in ("outputs", "after") and name in counting:
+                mask = counting[name].reshape(counting[name].shape + (1,) * (tolerance.ndim - counting[name].ndim))
+                allowed[quantity] = np.where(mask, tolerance, np.inf)
+        return allowed
+
     def rewritten(self, rewrite: Callable[[Reference], Reference]) -> "Sitting":
         """The same exam for another reference: one with a mistake that the port was found to make."""
         return replace(self, reference=rewrite(self.reference), dropped=[*self.dropped])
@@ -176,7 +189,7 @@ class Sitting:
 
     def notes(self) -> tuple[str, ...]:
         """How both sides were asked, and what else is worth saying."""
-        return (CHANCE[self.dropout], *self.remarks)
+        return (CHANCE[self.dropout], *self.offers.get("remarks", ()), *self.remarks)
 
     def places(self, compared: Iterable[Comparison]) -> dict[str, str]:
         """Where the modules are written that failing tensors belong to."""

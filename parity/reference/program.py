@@ -53,6 +53,9 @@ class Reference:
     """Two or more, `{"images": (64, 784) float32, "labels": (64,) int64}`; a short last one is worth its while."""
     outputs: Callable[[Any, TorchBatch], Any] | None = None
     """`outputs(module, batch)`: a tensor, or any nesting of tensors; by default `module(first entry of the batch)`."""
+    counts: Callable[[TorchBatch], Mapping[str, Tensor]] | None = None
+    """`counts(batch)`: by the names of outputs, True where one means something: `{"logits": batch["mask"] == 1}`, of
+    an output's shape or its first axes. What padded positions hold is not compared."""
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None
     """Stepped after every update."""
     clip: Callable[[Any], None] | None = None

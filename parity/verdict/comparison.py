@@ -235,7 +235,7 @@ def compare(asked: Asked, actual: Measured, wanted: Container[str] = STAGES) -> 
     for quantity, expected in asked.expected.items():
         stage = stage_of(asked.case.call, quantity)
         if stage in wanted:
-            of = stage, asked.case.name, quantity, expected.size
+            of = stage, asked.case.name, quantity, int(np.isfinite(allowed[quantity]).sum())
             if wrong := _wrong(quantity, expected, actual):
                 compared.append(Comparison(*of, np.inf, None, wrong=wrong))
             else:
@@ -276,4 +276,4 @@ def ratios(expected: Array, allowed: Array, actual: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         same = (actual == expected) | (np.isnan(actual.astype(np.float64)) & np.isnan(expected.astype(np.float64)))
         ratios = np.abs(actual.astype(np.float64) - expected) / allowed
-    return np.asarray(np.where(same, 0.0, np.where(np.isnan(ratios), np.inf, ratios)))
+    return np.asarray(np.where(same | np.isposinf(allowed), 0.0, np.where(np.isnan(ratios), np.inf, ratios)))

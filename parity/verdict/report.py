@@ -207,6 +207,8 @@ def _circumstances(
     in_float64 = [one for one in here if one.case.startswith("float64")]
     if in_float64 and not any(one in failing for one in in_float64):
         yield 'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
+    if failing and all(one in in_float64 for one in failing) and len(in_float64) < len(here):
+        yield "float32 agrees: a constant or an operation may be float32 in the port; FLOAT64 = False if that is meant"
     before = itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons)
     if good := [one for one in before if one.passes]:
         largest, own = max(one.ratio for one in good), _own(good)

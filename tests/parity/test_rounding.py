@@ -234,7 +234,8 @@ def test_a_module_that_a_program_copies_is_copied_as_it_is() -> None:
     with wide(EXACTLY):
         copied = copy.deepcopy([module, module.running_var])
     variance = copied[1]
-    assert variance is not None and type(held(variance)) is torch.Tensor
+    assert variance is not None
+    assert type(held(variance)) is torch.Tensor
     assert copied[0].running_var is copied[1]
     assert held(variance).dtype == torch.float64
     assert module.running_var.dtype == torch.float32

@@ -55,6 +55,25 @@ def _with_unused(optimizer: Stepped) -> None:
         param.grad = None
 
 
+def _frozen(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Parameters that training leaves alone."""
+    moved = {id(param) for group in optimizer.param_groups for param in group["params"] if param.requires_grad}
+    return [param for param in module.parameters() if id(param) not in moved]
+
+
+def _unfrozen(reference: Reference, _: Any) -> Reference:
+    def optimizer(module: Any) -> torch.optim.Optimizer:
+        made = reference.optimizer(module)
+        known = {id(param) for group in made.param_groups for param in group["params"]}
+        frozen = _frozen(module, made)
+        for param in frozen:
+            param.requires_grad_(True)
+        made.param_groups[0]["params"] += [param for param in frozen if id(param) not in known]
+        return made
+
+    return replace(reference, optimizer=optimizer)
+
+
 def _standing(optimizer: Stepped) -> None:
     """No step at all."""
 
@@ -221,5 +240,23 @@ MISTAKES = (
         ),
         ("torch documentation: Optimizer.zero_grad, set_to_none",),
         program(lambda reference, _: stepped(_with_unused)(reference), place="the optimizer"),
+    ),
+    Mistake(
+        "O056",
+        "frozen-parameter-trained",
+        "{place} trains parameters too that are frozen in the reference",
+        "`requires_grad = False` on an encoder, or an optimizer that is given the head alone, has no counterpart in a "
+        "pytree: optax updates all that it is given, unless `multi_transform` or `masked` says otherwise.",
+        (
+            Diff(
+                "",
+                'optax.multi_transform({"trained": adam, "frozen": optax.set_to_zero()}, labels)',
+                "adam",
+            ),
+        ),
+        ("optax documentation: multi_transform", "torch documentation: Module.requires_grad_"),
+        program(
+            _unfrozen, place="the optimizer", when=lambda subject: bool(_frozen(subject.module, subject.optimizer))
+        ),
     ),
 )

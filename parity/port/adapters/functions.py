@@ -69,6 +69,7 @@ class FunctionsPort:
         self._jax, self._optimizer, self._names, self._convert = jax, optimizer, names or {}, convert
         self._has_stats, self._known = stats is not None, dict[Any, Places]()
         self.DROPOUT, self.FLOAT64 = dropout, float64
+        self.REMARKS: tuple[str, ...] = ()
         self.FILE = inspect.getsourcefile(inspect.unwrap(home or loss))
         self.__module__ = (home or loss).__module__
         self._leaves, self._structure = self._flat({"params": params, "stats": stats if self._has_stats else {}})

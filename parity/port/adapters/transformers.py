@@ -48,7 +48,7 @@ def from_transformers(
         kinds = {"batch_stats": found["batch_stats"]} if collections else {}
         return {"params": found["params"] if collections else found, "stats": kinds}
 
-    return FunctionsPort(
+    port = FunctionsPort(
         outputs=lambda *asked: apply(*asked)[0],
         loss=loss_and_stats,
         optimizer=optimizer,
@@ -59,3 +59,12 @@ def from_transformers(
         float64=False,
         home=loss,
     )
+    port.REMARKS = (f"at their defaults, so that a port may ignore them: {', '.join(_at_default(model.config))}",)
+    return port
+
+
+def _at_default(config: Any) -> list[str]:
+    """Options of a model's configuration that nobody set: a port that ignores them agrees until somebody does."""
+    usual = type(config)().to_dict()
+    own = inspect.signature(type(config).__init__).parameters
+    return [name for name, value in config.to_dict().items() if name in own and value == usual.get(name)]
