@@ -14,7 +14,7 @@ from parity.cases import Array
 from parity.mistakes import CATALOGUE
 from parity.mistakes.general import GENERAL
 from parity.mistakes.mistake import Mistake, Subject, Try
-from parity.reference.asked import Question, Sitting
+from parity.reference.asked import RUNS, Question, Sitting
 from parity.reference.noise import EXACTLY
 from parity.reference.program import fresh
 from parity.reference.rewrite import Rewrite, chained, sites
@@ -27,8 +27,8 @@ ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE, NEAR = 4.0, 1e-2
 """What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
-FAR = 64.0
-"""A ratio beside the rewritten reference that more runs do not bring down."""
+FAR, CLOSE = 64.0, 1.25
+"""Ratios beside the rewritten reference that more runs do not bring down: after the first ones, and after more."""
 
 LETTERS = {
     "load": "L",
@@ -93,11 +93,13 @@ class Search:
     deferred: list[tuple[Mistake, Try]] = field(default_factory=list)
     """Places where a mistake is not expected, since everywhere at once it leads elsewhere."""
     tried: list[Candidate] = field(default_factory=list)
+    missed: float = np.inf
+    """The ratio by which the last one that did not agree was missed, where rounding was tried."""
 
     @property
     def is_over(self) -> bool:
         """Whether there is no time left to look closer at what was found before the deadline."""
-        return time.monotonic() > self.deadline + LEAST_SECONDS
+        return time.monotonic() > self.deadline + SECONDS / 2
 
     @cached_property
     def start(self) -> Array | None:
@@ -147,7 +149,7 @@ class Search:
 
     def agrees(self, rewrite: Rewrite, rounds: bool = False) -> float | None:
         """The largest ratio beside a rewritten reference over all cases; None where one of them fails."""
-        sitting, worst = self.sitting.rewritten(rewrite), 0.0
+        sitting, worst, self.missed = self.sitting.rewritten(rewrite), 0.0, np.inf
         for at, (question, actual) in enumerate(self.answered):
             left = self.left(rewrite, at)
             ratio = np.inf if left is None else float(np.abs(left).max(initial=0))
@@ -157,7 +159,9 @@ class Search:
             again = sitting.ask(question.case) if ratio > 1 else None
             while again is not None and ratio > 1:
                 ratio = max((one.ratio for one in compare(again, actual) if self.counts(one.stage)), default=0.0)
-                if ratio > 1 and (ratio > FAR or self.is_over or not again.more()):
+                enough = ratio > (FAR if len(again.runs) <= RUNS else CLOSE)
+                if ratio > 1 and (enough or self.is_over or not again.more()):
+                    self.missed = ratio
                     return None
             if ratio > 1:
                 return None
@@ -207,7 +211,12 @@ def explain(
     subject = _subject(sitting)
     letters = LETTERS[stage]
     catalogue = sorted(
-        (one for one in CATALOGUE if one.code[0] in letters and one.tries), key=lambda one: letters.index(one.code[0])
+        (
+            one
+            for one in CATALOGUE
+            if one.tries and (one.code[0] in letters or (one.rounds and STAGES.index(stage) > STAGES.index("init")))
+        ),
+        key=lambda one: letters.find(one.code[0]),
     )
     progress(f"explaining: {stage}")
     ways: tuple[Callable[[], Explained | None], ...] = (
@@ -379,6 +388,7 @@ def _fitted(search: Search) -> Iterator[Candidate]:
 def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
     """Those that agree in all cases, the simplest first; one place for each mistake."""
     agreeing: list[tuple[Candidate, float]] = []
+    nearly: Explained | None = None
     possible = [one for one in candidates if search.may_agree(one.left, rounds=one.mistake.rounds)]
     # So little as is near rounding anyway is most likely lost digits, and hardly tells other mistakes apart.
     little = search.start is not None and float(np.abs(search.start).max(initial=0)) <= LOOSE
@@ -392,15 +402,30 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
         if search.is_over:
             break
         worst = search.agrees(candidate.rewrite, candidate.mistake.rounds)
+        if worst is None and search.missed <= LOOSE:
+            nearly = nearly or _with_lost_digits(search, candidate)
         if worst is not None and search.keeps(candidate.rewrite, candidate.mistake.rounds):
             agreeing.append((candidate, worst))
     if not agreeing:
-        return None
+        return nearly
     ways = [(said(one, search.stage, worst), one.rewrite) for one, worst in agreeing]
     first, *others = [
         Explained(((way, *(other for other, _ in ways if other is not way)),), rewrite) for way, rewrite in ways
     ]
     return replace(first, others=tuple(others))
+
+
+def _with_lost_digits(search: Search, candidate: Candidate) -> Explained | None:
+    """A mistake that leaves a little more than rounding, beside one that loses digits wherever it can be."""
+    widest = {
+        one.mistake.code: one for one in sorted(search.tried, key=lambda one: one.attempt.size) if one.mistake.rounds
+    }
+    for one in widest.values():
+        both = chained(candidate.rewrite, one.rewrite)
+        worst = None if one.mistake is candidate.mistake else search.agrees(both, rounds=True)
+        if worst is not None and search.keeps(both, rounds=True):
+            return Explained(((said(candidate, search.stage, worst),), (said(one, search.stage, worst),)), both)
+    return None
 
 
 def _pair(search: Search) -> Explained | None:

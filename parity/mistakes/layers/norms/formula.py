@@ -42,11 +42,14 @@ def normalized(
         mean, variance = call["running_mean"].view(affine), call["running_var"].view(affine)
     else:
         mean = x.mean(axes, keepdim=True) if centre else torch.zeros_like(x)
-        variance = (x - mean).square().mean(axes, keepdim=True)
+        exact = variance = (x - mean).square().mean(axes, keepdim=True)
         if by_difference:
             variance = (x.square().mean(axes, keepdim=True) - mean.square()).clamp(min=0)
     if call.site.function == "batch_norm" and call["training"]:
         call.run()  # moves the running statistics
+        if by_difference and call["running_var"] is not None:
+            share = 0.1 if call["momentum"] is None else float(call["momentum"])
+            call["running_var"].add_(share * (variance - exact).detach().flatten())
     x = ((x - mean) * factor(variance)).reshape(shape)
     for name, operation in (("weight", torch.mul), ("bias", torch.add)):
         if call[name] is not None:
