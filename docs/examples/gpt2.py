@@ -1,4 +1,4 @@
-"""GPT-2 with an option that Flax ignores: `python -m parity docs/examples/gpt2.py:reference docs/examples/gpt2.py:port`."""
+"""GPT-2 with an option that its Flax class ignores: judged by `make examples`."""
 
 import numpy as np
 import optax
@@ -7,8 +7,8 @@ from transformers import FlaxGPT2LMHeadModel, GPT2Config, GPT2LMHeadModel
 
 import parity
 
-SIZES = dict(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=0, eos_token_id=0)
 # PyTorch's own "sdpa" ignores the option, too.
+SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
 CONFIG = GPT2Config(**SIZES, scale_attn_by_inverse_layer_idx=True, attn_implementation="eager")
 random = np.random.default_rng(0)
 batches = [{"input_ids": random.integers(1, 61, (2, 12))} for _ in range(2)]

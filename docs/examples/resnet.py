@@ -1,4 +1,4 @@
-"""ResNet of transformers: `python -m parity docs/examples/resnet.py:reference docs/examples/resnet.py:port`."""
+"""ResNet of transformers, PyTorch beside Flax: judged by `make examples`."""
 
 import re
 

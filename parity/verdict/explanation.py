@@ -452,6 +452,7 @@ def _pair(search: Search) -> Explained | None:
         if vector is not None and search.may_agree(vector):
             found.append((float(np.abs(vector).max(initial=0)), one, other, both))
     for _, one, other, both in sorted(found, key=lambda each: each[0]):
+        one, other = sorted((one, other), key=lambda each: each.mistake.rounds)  # what loses digits is told last
         worst = search.agrees(both)
         if worst is not None and search.keeps(both):
             return Explained(((said(one, search.stage, worst),), (said(other, search.stage, worst),)), both)
