@@ -115,22 +115,22 @@ class FunctionsPort:
     def outputs(self, state: State, batch: Batch, train: bool) -> dict[str, Array]:
         with self._jax.enable_x64(state.float64):
             found = self._outputs(state.params, state.stats, dict(batch), train)
-        return {name: np.asarray(array) for output in found for name, array in output.items()}
+        return {name: _crossing(array) for output in found for name, array in output.items()}
 
     def value_and_grad(self, state: State, batch: Batch) -> tuple[Array, Tensors]:
         with self._jax.enable_x64(state.float64):
             (value, _), grads = self._value_and_grad(state.params, state.stats, dict(batch))
-        leaves = {path: np.asarray(leaf) for path, leaf in self._flat({"params": grads})[0].items()}
-        return value, state.places.to_torch(leaves)
+        leaves = {path: _crossing(leaf) for path, leaf in self._flat({"params": grads})[0].items()}
+        return _crossing(value), state.places.to_torch(leaves)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Array]:
         with self._jax.enable_x64(state.float64):
             params, stats, opt_state, value = self._train_step(state.params, state.stats, state.opt_state, dict(batch))
         counted = {name: tensor + name.endswith(COUNTER) for name, tensor in state.kept.items()}
-        return replace(state, params=params, stats=stats, opt_state=opt_state, kept=counted), value
+        return replace(state, params=params, stats=stats, opt_state=opt_state, kept=counted), _crossing(value)
 
     def _to_torch(self, state: State, tree: Any) -> Tensors:
-        leaves = {path: np.asarray(leaf) for path, leaf in self._flat(tree)[0].items()}
+        leaves = {path: _crossing(leaf) for path, leaf in self._flat(tree)[0].items()}
         held = state.places.to_torch(leaves)
         return held | state.kept | {name: held[own] for name, own in state.twins.items()}
 
@@ -152,6 +152,12 @@ class FunctionsPort:
         leaves, structure = self._jax.tree_util.tree_flatten_with_path(tree)
         separated = self._jax.tree_util.keystr
         return {separated(path, simple=True, separator="/"): leaf for path, leaf in leaves}, structure
+
+
+def _crossing(value: Any) -> Array:
+    """An array as it is compared: half precision as float32, as the reference's."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else array
 
 
 def _named(returned: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
