@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults mistakes lessons bench docs test lint crash
+.PHONY: train parity faults mistakes lessons bench docs examples test lint crash
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -25,6 +25,12 @@ lessons: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m parity mistakes --markdown > docs/mistakes.md
 	$(BIN)/python -m tests.tools.documents
+
+# In an environment of its own, for the Flax classes are in the last releases of transformers 4 only.
+examples:
+	$(PYTHON) -m venv .venv-examples
+	.venv-examples/bin/pip install --quiet --editable '.[examples]'
+	OMP_NUM_THREADS=1 .venv-examples/bin/python -m tests.tools.examples
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
