@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
-_MOST_LINES = 40
+_MOST_LINES, _LIKENESS = 40, 4.0
 _TORCH_WORDS = {
     "kernel": "weight",
     "w": "weight",
@@ -50,18 +50,26 @@ def mismatch(expected: Mapping[str, Shape], came: Mapping[str, Shape]) -> tuple[
     return f"{name} has shape {came[name]}, expected {expected[name]}{how}", ""
 
 
-def proposal(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> str:
-    """The mapping to paste, the reference's names to the port's, with what is uncertain or left over beside it."""
-    pairs = pair(missing, unknown)
+def proposal(
+    missing: Mapping[str, Shape], unknown: Mapping[str, Shape], tied: Mapping[str, tuple[str, str]] | None = None
+) -> str:
+    """The mapping to paste, the reference's names to the port's, with what is uncertain or left over beside it.
+
+    Args:
+        tied: missing names that have the same values as another → that other, and where it is in the port.
+    """
+    tied = tied or {}
+    pairs = pair({name: shape for name, shape in missing.items() if name not in tied}, unknown)
     lines = []
-    if pairs:
+    if pairs or tied:
         lines += ["paste and correct this mapping, the reference's names to the port's:", "", "names = {"]
         for one in pairs[:_MOST_LINES]:
             remark = _remark(one, missing[one.expected], unknown[one.came])
             lines.append(f'    "{one.expected}": "{one.came}",  # {remark}')
+        lines += [f'    "{name}": "{path}",  # {missing[name]}, as {other}' for name, (other, path) in tied.items()]
         lines += [f"    # … and {len(pairs) - _MOST_LINES} more"] if len(pairs) > _MOST_LINES else []
         lines.append("}")
-    paired = {name for one in pairs for name in (one.expected, one.came)}
+    paired = {name for one in pairs for name in (one.expected, one.came)} | tied.keys()
     for title, shapes in (("nothing of the port fits", missing), ("nothing of the reference fits", unknown)):
         left = [f"{name} {shape}" for name, shape in shapes.items() if name not in paired]
         if left:
@@ -80,7 +88,7 @@ def pair(missing: Mapping[str, Shape], unknown: Mapping[str, Shape]) -> list[Pai
             fit = _fit(shape, unknown[other])
             if fit:
                 order = 1 - abs(places[name] - their_places[other])
-                scored.append((fit + likeness(name, other) + order, name, other))
+                scored.append((fit + _LIKENESS * likeness(name, other) + order, name, other))
     fits = {name: sum(1 for _, one, _ in scored if one == name) for name in missing}
     best: dict[str, str] = {}
     for _, name, other in sorted(scored, key=lambda entry: -entry[0]):

@@ -98,7 +98,10 @@ def by_names(names: Names, tensors: Tensors, leaves: Mapping[str, Any], own: fro
     if missing or unused:
         left = [f"{len(missing)} of the reference ({', '.join([*missing][:3])})"] if missing else []
         left += [f"{len(unused)} of the port ({', '.join([*unused][:3])})"] if unused else []
-        raise PortError(f"names are left over: {', '.join(left)}", proposal(missing, unused))
+        held = {name: tensors[name] for name, parts in found.items() if len(parts) == 1}
+        same = twins({name: tensors[name] for name in missing}, held) if not unused else {}
+        tied = {name: (other, short(found[other][0][0].path)) for name, other in same.items()}
+        raise PortError(f"names are left over: {', '.join(left)}", proposal(missing, unused, tied))
     return Named(found)
 
 

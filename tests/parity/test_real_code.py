@@ -167,7 +167,10 @@ HEADS = Reference(
 )
 
 
-def heads(label: Callable[[str], bool], convert: Any = None) -> Any:
+TIED = {"head.weight": "embed/kernel"}
+
+
+def heads(label: Callable[[str], bool], convert: Any = None, names: Any = TIED) -> Any:
     """A port whose optimizer moves some leaves."""
     import jax.numpy as jnp
 
@@ -191,7 +194,7 @@ def heads(label: Callable[[str], bool], convert: Any = None) -> Any:
             {name: "moved" if label(name) else "held" for name in params},
         ),
         params=params,
-        **({"convert": convert} if convert else {"names": {"head.weight": "embed/kernel"}}),
+        **({"convert": convert} if convert else {"names": names}),
     )
 
 
@@ -217,6 +220,13 @@ def converted(tensors: Tensors) -> Any:
 
 def test_a_conversion_of_ones_own_is_learned_and_tied_names_follow() -> None:
     assert judge(HEADS, Held(heads(lambda name: name == "embed", converted)), quick=True).agrees
+
+
+def test_a_tied_name_is_proposed_with_its_leaf() -> None:
+    port = heads(lambda name: True, names={})
+    with pytest.raises(PortError, match=r"names are left over: 1 of the reference \(head.weight\)") as raised:
+        port.load_state_dict({name: tensor.numpy() for name, tensor in Heads().state_dict().items()})
+    assert '"head.weight": "embed/kernel",  # (6, 4), as embed.weight' in raised.value.hint
 
 
 def test_a_conversion_that_changes_numbers_is_told() -> None:

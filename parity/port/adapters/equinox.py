@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from parity.port.adapters.chance import median_key
-from parity.port.adapters.functions import FunctionsPort
+from parity.port.adapters.functions import FunctionsPort, of_module
 
 
 def from_equinox(
@@ -51,20 +51,8 @@ def from_equinox(
         found, new = call(made, held, batch, median_key())
         return found, read(new)
 
-    def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
-        found, new = apply(params, stats, batch, True)
-        return loss(found, batch), new
-
-    return FunctionsPort(
-        outputs=lambda *asked: apply(*asked)[0],
-        loss=loss_and_stats,
-        optimizer=optimizer,
-        params=params,
-        stats=jax.tree.map(np.asarray, read(state)),  # of weak types Equinox would make others
-        dropout="median",
-        home=loss,
-        **options,
-    )
+    stats = jax.tree.map(np.asarray, read(state))  # of weak types Equinox would make others
+    return of_module(apply, loss, optimizer, params=params, stats=stats, **options)
 
 
 def _by_name(path: str, held: Any) -> Any:

@@ -172,5 +172,33 @@ def _named(returned: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any
         yield ".".join(path) or "output", returned
 
 
+def of_module(
+    apply: Callable[..., tuple[Any, Any]],
+    loss: Callable[[Any, Any], Any],
+    optimizer: Any,
+    *,
+    params: Any,
+    stats: Any,
+    **options: Any,
+) -> FunctionsPort:
+    """A port of `apply(params, stats, batch, train)`, which returns outputs and new statistics and draws with the
+    median key, and of `loss(outputs, batch)`."""
+
+    def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
+        found, new = apply(params, stats, batch, True)
+        return loss(found, batch), new
+
+    return FunctionsPort(
+        outputs=lambda *asked: apply(*asked)[0],
+        loss=loss_and_stats,
+        optimizer=optimizer,
+        params=params,
+        stats=stats,
+        dropout="median",
+        home=loss,
+        **options,
+    )
+
+
 from_functions = FunctionsPort
 """As its users call it."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from parity.port.adapters.chance import median_key
-from parity.port.adapters.functions import FunctionsPort
+from parity.port.adapters.functions import FunctionsPort, of_module
 
 _NOT_KEPT = ("params", "intermediates", "losses", "perturbations")
 
@@ -42,17 +42,4 @@ def from_linen(
         )
         return found, {**stats, **new}
 
-    def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
-        found, new = apply(params, stats, batch, True)
-        return loss(found, batch), new
-
-    return FunctionsPort(
-        outputs=lambda *asked: apply(*asked)[0],
-        loss=loss_and_stats,
-        optimizer=optimizer,
-        params=variables["params"],
-        stats=stats,
-        dropout="median",
-        home=loss,
-        **options,
-    )
+    return of_module(apply, loss, optimizer, params=variables["params"], stats=stats, **options)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parity.port.adapters.chance import median_key
-from parity.port.adapters.functions import FunctionsPort
+from parity.port.adapters.functions import FunctionsPort, of_module
 
 
 def from_nnx(
@@ -39,20 +39,8 @@ def from_nnx(
         found = call(made, batch)
         return found, nnx.to_pure_dict(_split(nnx, made)[3])
 
-    def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
-        found, new = apply(params, stats, batch, True)
-        return loss(found, batch), new
-
-    return FunctionsPort(
-        outputs=lambda *asked: apply(*asked)[0],
-        loss=loss_and_stats,
-        optimizer=optimizer,
-        params=nnx.to_pure_dict(params),
-        stats=nnx.to_pure_dict(stats),
-        dropout="median",
-        home=loss,
-        **options,
-    )
+    plain = nnx.to_pure_dict
+    return of_module(apply, loss, optimizer, params=plain(params), stats=plain(stats), **options)
 
 
 def _split(nnx: Any, module: Any) -> Any:

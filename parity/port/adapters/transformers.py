@@ -6,7 +6,7 @@ from typing import Any
 
 from parity.cases import Tensors
 from parity.port.adapters.chance import median_key
-from parity.port.adapters.functions import FunctionsPort
+from parity.port.adapters.functions import FunctionsPort, of_module
 
 
 def from_transformers(
@@ -36,11 +36,8 @@ def from_transformers(
         key = {"dropout_rng": median_key()} if train and "dropout_rng" in arguments else {}
         held = {"params": params, **stats} if collections else params
         found = model(**given, params=held, train=train, return_dict=True, **key, **options)
-        return found if collections and train else (found, stats)
-
-    def loss_and_stats(params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
-        found, new = apply(params, stats, batch, True)
-        return loss(found, batch), {"batch_stats": new["batch_stats"]} if collections else new
+        outputs, new = found if collections and train else (found, stats)
+        return outputs, {name: new[name] for name in stats}
 
     def convert(tensors: Tensors) -> Any:
         named = {rename(name): torch.from_numpy(tensor) for name, tensor in tensors.items()}
@@ -48,17 +45,8 @@ def from_transformers(
         kinds = {"batch_stats": found["batch_stats"]} if collections else {}
         return {"params": found["params"] if collections else found, "stats": kinds}
 
-    port = FunctionsPort(
-        outputs=lambda *asked: apply(*asked)[0],
-        loss=loss_and_stats,
-        optimizer=optimizer,
-        params=params,
-        stats=jax.eval_shape(lambda: stats),
-        convert=convert,
-        dropout="median",
-        float64=False,
-        home=loss,
-    )
+    kept = jax.eval_shape(lambda: stats)
+    port = of_module(apply, loss, optimizer, params=params, stats=kept, convert=convert, float64=False)
     port.REMARKS = (f"at their defaults, so that a port may ignore them: {', '.join(_at_default(model.config))}",)
     return port
 
