@@ -21,6 +21,7 @@ ALLOWED = {
     "fmnist_jax": {"fmnist", "flax", "jax", "optax"},
     "fmnist_jax.earlier": {"fmnist", "parity", "flax", "jax", "optax"},
     "parity": {"torch", "jax", "optax"},
+    "parity.port.adapters": {"flax", "jax", "optax"},
     "fmnist_jax.port": {"fmnist", "parity", "flax", "jax", "optax"},
     "benchmarks": {"fmnist", "fmnist_jax", "fmnist_torch", "flax", "jax", "torch", "torchvision"},
 }

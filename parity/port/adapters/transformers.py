@@ -15,7 +15,7 @@ def from_transformers(
     """A port of a `FlaxPreTrainedModel` and an optax optimizer; its numbers are float32, as the model's.
 
     The model is given those arrays of a batch that its `__call__` has arguments for. Weights are converted as
-    `from_pretrained(..., from_pt=True)` does, which needs torch where the port runs.
+    `from_pretrained(..., from_pt=True)` does.
 
     Args:
         loss: `loss(outputs, batch)`, `()`; `outputs` is the model's own output class.
@@ -23,7 +23,6 @@ def from_transformers(
         options: further arguments of every call, such as `output_hidden_states=True`.
     """
     import jax
-    import torch
     from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
 
     arguments = inspect.signature(model.__call__).parameters
@@ -40,7 +39,7 @@ def from_transformers(
         return outputs, {name: new[name] for name in stats}
 
     def convert(tensors: Tensors) -> Any:
-        named = {rename(name): torch.from_numpy(tensor) for name, tensor in tensors.items()}
+        named = {rename(name): tensor for name, tensor in tensors.items()}
         found = convert_pytorch_state_dict_to_flax(named, model)
         kinds = {"batch_stats": found["batch_stats"]} if collections else {}
         return {"params": found["params"] if collections else found, "stats": kinds}
