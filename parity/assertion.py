@@ -3,7 +3,7 @@
 from typing import Any
 
 from parity.exam import judge
-from parity.verdict.report import report
+from parity.verdict.report import errors, report
 
 
 def assert_parity(reference: Any, port: Any, **settings: Any) -> None:
@@ -21,4 +21,6 @@ def assert_parity(reference: Any, port: Any, **settings: Any) -> None:
     __tracebackhide__ = True
     verdict = judge(reference, port, **settings)
     if not verdict.agrees:
-        raise AssertionError("\n" + report(verdict)) from None
+        told = (line for line in errors(verdict) if line.startswith("error"))
+        first = next(told, "nothing was compared")  # what a CI's review shows
+        raise AssertionError(f"{first}\n{report(verdict)}") from None
