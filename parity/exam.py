@@ -106,7 +106,8 @@ def examine(
         explains: look for what explains a difference.
     """
     if explains:
-        from parity.verdict.explanation import LEAST_SECONDS, SECONDS, explain
+        from parity.verdict.explanation import explain
+        from parity.verdict.search import LEAST_SECONDS, SECONDS
     first, wanted = sitting, [stage for stage in STAGES if stages is None or stage in stages]
     asked = [case for case in sitting.cases(seed, quick) if not set(STAGES_OF[case.call]).isdisjoint(wanted)]
     compared: list[Comparison] = []
