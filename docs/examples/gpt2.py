@@ -7,8 +7,8 @@ from transformers import FlaxGPT2LMHeadModel, GPT2Config, GPT2LMHeadModel
 
 import parity
 
-# PyTorch's own "sdpa" ignores the option, too.
 SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+# PyTorch's own "sdpa" ignores the option, too.
 CONFIG = GPT2Config(**SIZES, scale_attn_by_inverse_layer_idx=True, attn_implementation="eager")
 random = np.random.default_rng(0)
 batches = [{"input_ids": random.integers(1, 61, (2, 12))} for _ in range(2)]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -168,15 +169,11 @@ HEADS = Reference(
     ),
     batches=[{"x": RANDOM.normal(size=(5, 4)).astype(np.float32)} for _ in range(2)],
 )
-
-
 TIED = {"head.weight": "embed/kernel"}
 
 
 def heads(label: Callable[[str], bool], convert: Any = None, names: Any = TIED) -> Any:
     """A port whose optimizer moves some leaves."""
-    import jax.numpy as jnp
-
     shapes = {"embed": (4, 6), "frozen": {"kernel": (6, 6), "bias": (6,)}, "unused": {"kernel": (2, 2), "bias": (2,)}}
     params = {
         name: {part: np.zeros(size, np.float32) for part, size in shape.items()}
@@ -256,8 +253,6 @@ class Deep(nn.Module):
 
 
 def test_gradients_that_err_by_a_percent_for_good_reason_are_no_alarm() -> None:
-    import jax.numpy as jnp
-
     def outputs(params: Any, batch: Any, train: bool) -> Any:
         x = batch["x"]
         for layer in range(16):

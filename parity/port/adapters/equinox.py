@@ -36,7 +36,7 @@ def from_equinox(
     indices = _indices(jax, eqx, module)
 
     def read(held: Any) -> dict[str, Any]:
-        return {path: _by_name(path, held.get(index)) for path, index in indices.items()}
+        return {path: _by_name(held.get(index)) for path, index in indices.items()}
 
     def apply(params: Any, stats: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         made = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
@@ -55,7 +55,7 @@ def from_equinox(
     return of_module(apply, loss, optimizer, params=params, stats=stats, **options)
 
 
-def _by_name(path: str, held: Any) -> Any:
+def _by_name(held: Any) -> Any:
     """A batch norm keeps a pair."""
     return {"mean": held[0], "var": held[1]} if isinstance(held, tuple) and len(held) == 2 else held
 
