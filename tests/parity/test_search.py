@@ -1,5 +1,6 @@
 """How an explanation is looked for: values that are solved for, settings that stay apart, cases that tell apart."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.nn import functional
 from parity import judge
 from parity.cases import Array
 from parity.mistakes.optimizers.groups import by_name
+from parity.reference.asked import Sitting
 from parity.reference.program import Reference
 from parity.verdict.fitting import plain, solve
+from parity.verdict.search import Search
 from tests.parity.test_exam import Net, TorchPort, reference
 
 
@@ -62,6 +65,17 @@ def test_later_cases_tell_equally_good_explanations_apart() -> None:
     assert [group[0].code for group in apart.explanations] == ["F008"]
     assert all(one.explained for one in apart.comparisons if not one.passes)
     assert {one.stage for one in apart.comparisons if one.explained} == {"outputs"}, "the rest agrees with it in"
+
+
+def test_an_explanation_must_not_spoil_what_agreed_before() -> None:
+    sitting = Sitting.of(reference(), {}, "float32")
+    case = next(one for one in sitting.cases(0, True) if one.name == "shaken, evaluation mode")
+    question = sitting.ask(case)
+    assert question is not None
+    settled = [(question, sitting.answer(case, None))]
+    search = Search(sitting, "gradients", (), lambda line: None, time.monotonic() + 60, settled)
+    assert search.keeps(lambda program: program)
+    assert not search.keeps(lambda program: reference(tanh=True))
 
 
 def test_a_layer_that_is_small_beside_the_others_is_found_in_the_end() -> None:
