@@ -18,7 +18,7 @@ from parity.reference.program import fresh
 from parity.reference.rewrite import Rewrite, chained, sites
 from parity.verdict.comparison import STAGES, Comparison, Explanation, Measured
 from parity.verdict.fitting import plain, shown, solve
-from parity.verdict.search import ALONG, LOOSE, SECONDS, Candidate, Search
+from parity.verdict.search import ALONG, LITTLE, LOOSE, SECONDS, Candidate, Search
 
 LETTERS = {
     "load": "L",
@@ -94,6 +94,7 @@ def explain(
         lambda: _pair(search),
         lambda: _best(search, list(_candidates(search, subject, GENERAL))),
         lambda: _best(search, list(_fitted(search))),
+        lambda: _on_top(search, catalogue),
     )
     whole, first = replace(search, stage=STAGES[-1], seen={}), None
     for way in ways:
@@ -314,6 +315,34 @@ def _pair(search: Search) -> Explained | None:
         worst = search.agrees(both)
         if worst is not None and search.keeps(both):
             return Explained(((said(one, search.stage, worst),), (said(other, search.stage, worst),)), both)
+    return None
+
+
+def _on_top(search: Search, mistakes: Sequence[Mistake]) -> Explained | None:
+    """Another mistake, or two, beside one that leaves little: those that meet in one formula do not add up."""
+    start = search.start
+    if start is None:
+        return None
+    size = float(np.linalg.norm(start))
+    nearest: dict[str, Candidate] = {}
+    for one in sorted(search.tried, key=lambda one: float(np.linalg.norm(one.left))):
+        if one.mistake.code and float(np.linalg.norm(one.left)) <= LITTLE * size:
+            nearest.setdefault(one.mistake.code, one)
+    for one in itertools.islice(nearest.values(), 3):
+        sitting = search.sitting.rewritten(one.rewrite)
+        within = replace(search, sitting=sitting, seen={}, tried=[], deferred=[], untried=0)
+        ways: tuple[Callable[[], Explained | None], ...] = (
+            lambda within=within, sitting=sitting: _best(  # type: ignore[misc]
+                within, list(_candidates(within, _subject(sitting), mistakes))
+            ),
+            lambda within=within: _best(within, list(_fitted(within))),  # type: ignore[misc]
+            lambda within=within: _pair(within),  # type: ignore[misc]
+        )
+        found = next((found for way in ways if (found := way()) is not None), None)
+        if found is not None:
+            ratio = max(each.ratio for ways_to_say in found.said for each in ways_to_say)
+            told = ((said(one, search.stage, ratio),), *found.said)
+            return Explained(told, chained(one.rewrite, found.rewrite))
     return None
 
 

@@ -21,6 +21,8 @@ ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE, NEAR = 4.0, 1e-2
 """What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
+LITTLE = 0.2
+"""The share that a mistake may leave for another one to be looked for on top of it."""
 FAR, CLOSE = 64.0, 1.25
 """Ratios beside the rewritten reference that more runs do not bring down: after the first ones, and after more."""
 

@@ -2,7 +2,7 @@
 
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.kinds import ADAGRAD, by_rule, is_kind
+from parity.mistakes.optimizers.kinds import ADAGRAD, IN_ROOT, by_rule, is_kind
 from parity.mistakes.optimizers.rules import ruled
 from parity.mistakes.tries import program, setting
 
@@ -22,7 +22,7 @@ MISTAKES = (
         ),
         ("optax documentation: adagrad, initial_accumulator_value",),
         program(
-            lambda reference, value: ruled(rules.adagrad(start=value))(reference),
+            lambda reference, value: ruled(rules.adagrad, initial_accumulator_value=value)(reference),
             (0.1, 1.0, 0.01),
             "linear",
             "the optimizer",
@@ -37,7 +37,7 @@ MISTAKES = (
         "optax adds it within the root, torch after it.",
         (Diff("unet", "(jnp.sqrt(total) + epsilon)", "jnp.sqrt(total + epsilon)"),),
         ("optax documentation: scale_by_rss",),
-        by_rule(rules.adagrad(in_root=True), ADAGRAD),
+        by_rule(rules.adagrad, ADAGRAD, **IN_ROOT),
     ),
     Mistake(
         "O031",

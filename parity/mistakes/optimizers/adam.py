@@ -2,7 +2,7 @@
 
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.kinds import ADAM, ADAMAX, by_rule
+from parity.mistakes.optimizers.kinds import ADAM, ADAMAX, IN_ROOT, by_rule
 from parity.mistakes.optimizers.mirrors import REGRESSION_RATE
 from parity.mistakes.tries import setting, several
 
@@ -37,7 +37,7 @@ MISTAKES = (
             Diff("decoder", "        b2=0.95,\n", "        b2=0.95,\n        eps=0.0,\n        eps_root=1e-8,\n"),
         ),
         ("optax documentation: adam, eps_root", "optax#532"),
-        by_rule(rules.adam_with_epsilon_in_root, ADAM),
+        by_rule(rules.adam, ADAM, **IN_ROOT),
     ),
     Mistake(
         "O016",
@@ -60,7 +60,7 @@ MISTAKES = (
             ),
         ),
         ("torch#22628", "aiqm/torchani#261", "HF#35504", "karpathy/nanochat#304"),
-        by_rule(rules.adam_with_epsilon_before_correction, ADAM),
+        by_rule(rules.adam, ADAM, epsilon="before the correction"),
     ),
     Mistake(
         "O017",
@@ -85,7 +85,7 @@ MISTAKES = (
             ),
         ),
         ("mlx#1640", "mlx#1153", "mlx#1623", "unsloth-zoo#819"),
-        several(by_rule(rules.adam_uncorrected, ADAM), by_rule(rules.adamax_uncorrected, ADAMAX)),
+        several(by_rule(rules.adam, ADAM, uncorrected=True), by_rule(rules.adamax, ADAMAX, uncorrected=True)),
     ),
     Mistake(
         "O018",

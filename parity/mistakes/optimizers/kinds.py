@@ -23,10 +23,13 @@ def is_kind(*kinds: type) -> Callable[[Subject], bool]:
     return lambda subject: isinstance(innermost(subject.optimizer), kinds)
 
 
-def by_rule(rule: Rule, *kinds: type) -> Tries:
+def by_rule(rule: Rule, *kinds: type, **settings: Any) -> Tries:
     """Optimizers of some kinds follow another rule."""
-    return program(lambda reference, _: ruled(rule)(reference), place="the optimizer", when=is_kind(*kinds))
+    return program(lambda reference, _: ruled(rule, **settings)(reference), place="the optimizer", when=is_kind(*kinds))
 
+
+IN_ROOT = {"epsilon": "within the root"}
+OPTAX_ADAGRAD = IN_ROOT | {"eps": 1e-7, "initial_accumulator_value": 0.1, "lr_decay": 0}
 
 FAMILIES: dict[str, tuple[tuple[type, ...], Rule, dict[str, Any]]] = {
     "SGD": ((SGD,), lambda grad, state, group: grad, {}),
@@ -34,8 +37,8 @@ FAMILIES: dict[str, tuple[tuple[type, ...], Rule, dict[str, Any]]] = {
     "Adam": ((ADAM,), rules.adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
     "NAdam": ((torch.optim.NAdam,), rules.nadam, {"betas": (0.9, 0.999), "eps": 1e-8}),
     "Adamax": ((ADAMAX,), rules.adamax, {"betas": (0.9, 0.999), "eps": 1e-8}),
-    "RMSprop": ((RMSPROP,), rules.rmsprop(in_root=True), {"alpha": 0.9, "eps": 1e-8, "momentum": 0}),
-    "Adagrad": ((ADAGRAD,), rules.adagrad(in_root=True, start=0.1), {"eps": 1e-7, "lr_decay": 0}),
+    "RMSprop": ((RMSPROP,), rules.rmsprop, IN_ROOT | {"alpha": 0.9, "eps": 1e-8, "momentum": 0}),
+    "Adagrad": ((ADAGRAD,), rules.adagrad, OPTAX_ADAGRAD),
     "Lion": ((), rules.lion, {"betas": (0.9, 0.99), "decoupled_weight_decay": True}),
 }
 

@@ -45,7 +45,7 @@ MISTAKES = (
                 when=lambda subject: is_kind(SGD)(subject) and bool(subject.optimizer.param_groups[0]["momentum"]),
             ),
             program(
-                lambda reference, _: ruled(rules.rmsprop(), nesterov=True)(reference),
+                lambda reference, _: ruled(rules.rmsprop, nesterov=True)(reference),
                 ("Nesterov's",),
                 place="the optimizer",
                 was="plain",
@@ -61,7 +61,7 @@ MISTAKES = (
         "are 1-m times as long, which a learning rate may have been tuned to hide.",
         (Diff("rnn", "optax.trace(decay=0.8)", "optax.ema(0.8, debias=False)"),),
         ("mlx#440", "torch documentation: SGD, dampening"),
-        several(by_rule(rules.damped_velocity, SGD), by_rule(rules.rmsprop(gather=rules.damped_velocity), RMSPROP)),
+        several(by_rule(rules.damped_velocity, SGD), by_rule(rules.rmsprop, RMSPROP, gather=rules.damped_velocity)),
     ),
     Mistake(
         "O023",
@@ -78,6 +78,6 @@ MISTAKES = (
             ),
         ),
         ("torch documentation: SGD differs from Sutskever et al.", "optax documentation: rmsprop, momentum"),
-        several(by_rule(rules.rate_in_velocity, SGD), by_rule(rules.rmsprop(gather=rules.rate_in_velocity), RMSPROP)),
+        several(by_rule(rules.rate_in_velocity, SGD), by_rule(rules.rmsprop, RMSPROP, gather=rules.rate_in_velocity)),
     ),
 )

@@ -2,7 +2,7 @@
 
 from parity.mistakes.mistake import Diff, Mistake
 from parity.mistakes.optimizers import rules
-from parity.mistakes.optimizers.kinds import RMSPROP, by_rule
+from parity.mistakes.optimizers.kinds import IN_ROOT, RMSPROP, by_rule
 from parity.mistakes.tries import setting
 
 MISTAKES = (
@@ -14,7 +14,7 @@ MISTAKES = (
         "the large epsilons that RMSprop is used with, an update can be ten times smaller.",
         (Diff("rnn", "eps=1e-6, eps_in_sqrt=False", "eps=1e-6"),),
         ("optax#532", "optax#595", "torch#23796", "chainer/chainer#4754"),
-        by_rule(rules.rmsprop(in_root=True), RMSPROP),
+        by_rule(rules.rmsprop, RMSPROP, **IN_ROOT),
     ),
     Mistake(
         "O025",
@@ -36,7 +36,7 @@ MISTAKES = (
         "shorter.",
         (Diff("rnn", "eps=1e-6, eps_in_sqrt=False", "eps=1e-6, eps_in_sqrt=False, initial_scale=1.0"),),
         ("optax#595", "jax#1427"),
-        by_rule(rules.rmsprop(start=1.0), RMSPROP),
+        by_rule(rules.rmsprop, RMSPROP, start=1.0),
     ),
     Mistake(
         "O027",
@@ -45,7 +45,7 @@ MISTAKES = (
         "`centered` is a flag in torch and another transformation (`scale_by_stddev`) in optax.",
         (Diff("rnn", "optax.scale_by_rms(decay=0.9,", "optax.scale_by_stddev(decay=0.9,"),),
         ("torch documentation: RMSprop, centered",),
-        by_rule(rules.rmsprop(centered=True), RMSPROP),
+        by_rule(rules.rmsprop, RMSPROP, centered=True),
     ),
     Mistake(
         "O028",
@@ -54,6 +54,6 @@ MISTAKES = (
         "A flag of optax that torch lacks: with it RMSprop is Adam without momentum.",
         (Diff("rnn", "eps=1e-6, eps_in_sqrt=False", "eps=1e-6, eps_in_sqrt=False, bias_correction=True"),),
         ("optax documentation: scale_by_rms, bias_correction",),
-        by_rule(rules.rmsprop(corrected=True), RMSPROP),
+        by_rule(rules.rmsprop, RMSPROP, corrected=True),
     ),
 )

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
+from parity.mistakes.optimizers import rules
 from parity.mistakes.optimizers.groups import KINDS, by_name, kind_of
+from parity.mistakes.optimizers.kinds import by_rule
 from parity.mistakes.optimizers.mirrors import MLP, UNET
 from parity.mistakes.optimizers.stepped import Stepped, innermost, stepped
-from parity.mistakes.tries import program
+from parity.mistakes.tries import program, several
 from parity.reference.program import Reference
 from parity.reference.rewrite import Rewrite
 
@@ -76,6 +78,17 @@ def _unfrozen(reference: Reference, _: Any) -> Reference:
 
 def _standing(optimizer: Stepped) -> None:
     """No step at all."""
+
+
+def _late(optimizer: Stepped) -> None:
+    """The step before is taken now, this one with the next."""
+    before = [(param, param.clone()) for param, _ in optimizer.params()]
+    optimizer.inner.step()
+    for param, was in before:
+        state = optimizer.state[param]
+        made, taken = param - was, state.get("taken", torch.zeros_like(param))
+        state["taken"] = made
+        param.copy_(was + taken)
 
 
 def _forgetful(reference: Reference, _: Any) -> Reference:
@@ -257,6 +270,19 @@ MISTAKES = (
         ("optax documentation: multi_transform", "torch documentation: Module.requires_grad_"),
         program(
             _unfrozen, place="the optimizer", when=lambda subject: bool(_frozen(subject.module, subject.optimizer))
+        ),
+    ),
+    Mistake(
+        "O060",
+        "updates-a-step-late",
+        "every update is applied one step late, and the first one is nothing",
+        "A step that returns the updates of the step before looks like a warm-up; optax.rprop does so (its update "
+        "returns what its state held), and so do loops that apply gradients while the next ones are computed.",
+        (Diff("", "apply_updates(params, updates)", "apply_updates(params, previous_updates)"),),
+        ("optax: scale_by_rprop",),
+        several(
+            by_rule(rules.late_rprop, torch.optim.Rprop),
+            program(lambda reference, _: stepped(_late)(reference), place="the optimizer"),
         ),
     ),
 )
