@@ -32,9 +32,10 @@ def from_transformers(
 
     def apply(params: Any, stats: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         given = {name: array for name, array in batch.items() if name in arguments}
+        mode = {"train": train} if "train" in arguments else {"deterministic": not train}
         key = {"dropout_rng": median_key()} if train and "dropout_rng" in arguments else {}
         held = {"params": params, **stats} if collections else params
-        found = model(**given, params=held, train=train, return_dict=True, **key, **options)
+        found = model(**given, params=held, return_dict=True, **mode, **key, **options)
         outputs, new = found if collections and train else (found, stats)
         return outputs, {name: new[name] for name in stats}
 
