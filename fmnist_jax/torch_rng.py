@@ -3,7 +3,6 @@
 torch does not promise its stream for ever: a test compares this with the torch that is installed.
 """
 
-import itertools
 import math
 import os
 import platform
@@ -19,15 +18,18 @@ def init(experiment: Experiment) -> StateDict:
     """The starting parameters of `experiment.seed`, float32: each layer's weight row by row, then its bias.
 
     The engine is mt19937, seeded by the low 32 bits (ATen/core/MT19937RNGEngine.h); the bounds are those of
-    `nn.Linear.reset_parameters` (torch/nn/modules/linear.py) and `kaiming_uniform_` (torch/nn/init.py).
+    `reset_parameters` (torch/nn/modules/linear.py and conv.py) and `kaiming_uniform_` (torch/nn/init.py).
     """
     engine = np.random.RandomState(experiment.seed & 0xFFFFFFFF)
     state_dict = {}
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
-        gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))
-        weight_bound = math.sqrt(3) * (gain / math.sqrt(fan_in))
-        state_dict[f"fc{layer}.weight"] = _uniform(engine, weight_bound, (fan_out, fan_in))
-        state_dict[f"fc{layer}.bias"] = _uniform(engine, 1 / math.sqrt(fan_in), (fan_out,))
+    for name, shape in experiment.shapes.items():
+        if name.endswith(".weight"):
+            fan_in = math.prod(shape[1:])
+            gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))
+            bound = math.sqrt(3) * (gain / math.sqrt(fan_in))
+        else:
+            bound = 1 / math.sqrt(fan_in)
+        state_dict[name] = _uniform(engine, bound, shape)
     return state_dict
 
 

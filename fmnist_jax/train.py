@@ -60,9 +60,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def init(experiment: Experiment, params: Params) -> TrainState:
     """What training starts from: parameters and the optimizer's state, as one value."""
-    state: TrainState = TrainState.create(
-        apply_fn=network(experiment).apply, params=params, tx=optax.sgd(experiment.lr)
-    )
+    state: TrainState = TrainState.create(apply_fn=network(experiment), params=params, tx=optax.sgd(experiment.lr))
     return state
 
 

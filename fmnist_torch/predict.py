@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fmnist import command
 from fmnist.experiment import Experiment, StateDict
 from fmnist.predictions import report
-from fmnist_torch.model import ShallowNetwork, from_numpy
+from fmnist_torch.model import from_numpy, network
 from fmnist_torch.train import decode, find_device
 
 NAME = "fmnist_torch.predict"
@@ -21,7 +21,7 @@ def prepare(device_name: str) -> report.Predict:
 
     @torch.no_grad()
     def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
-        model = ShallowNetwork(experiment)
+        model = network(experiment)
         model.load_state_dict(from_numpy(state_dict))
         logits = model.to(device).eval()(decode(images, device))
         found: report.Probabilities = logits.softmax(dim=1).numpy(force=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fmnist import metrics
@@ -77,7 +77,7 @@ def _decoded(split: Split) -> tuple[Tensor, Tensor]:
         return train.decode_split(split, CPU)
 
 
-def _init(experiment: Experiment, seed: int) -> ShallowNetwork:
+def _init(experiment: Experiment, seed: int) -> nn.Module:
     return init(replace(experiment, seed=seed))
 
 

@@ -1,7 +1,6 @@
 """Train the reference: `python -m fmnist_torch.train`."""
 
 import contextlib
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ def threads(experiment: Experiment) -> Iterator[int]:
     networks the bits depend on the machine's cores only if they are asked to.
     """
     before = torch.get_num_threads()
-    work = experiment.batch_size * sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(experiment.widths))
+    work = experiment.batch_size * experiment.multiplications
     asked_for = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
     torch.set_num_threads(before if asked_for or work > WORTH_THREADS else 1)
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from fmnist.command import UsageError, words_of
-from fmnist.experiment import CLASSES, FLOAT32, PIXELS, Experiment, StateDict
+from fmnist.experiment import FLOAT32, Experiment, StateDict
 from fmnist.files import read_file
 from fmnist.runs.checkpoints import MOST_BYTES
 from fmnist.runs.folders import CHECKPOINT, MODEL
@@ -18,16 +18,19 @@ from fmnist.signatures import kind_of
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-EXPECTED = "expected a safetensors file of linear layers from 784 to 10, such as a trainer's model.safetensors"
+EXPECTED = (
+    "expected a safetensors file of linear layers from 784 to 10, or of 3x3 convolutions before one, such as a "
+    "trainer's model.safetensors"
+)
 
 
 def read_model(path: Path) -> tuple[Experiment, StateDict]:
     """The parameters in a safetensors file, or in that of a run's folder.
 
-    They are `float32` by the names `fc1.weight (out, in)`, `fc1.bias (out,)`, …, whatever they were there.
-    Layers may have any names, as in any `state_dict` of linear layers with biases; they stand in the order of the
-    numbers in them. The experiment is that of the widths, all else as usual. A trainer's own file carries its SHA-256,
-    which has to be right.
+    They are `float32` by the experiment's names, `fc1.weight (out, in)`, `fc1.bias (out,)`, …, whatever they were
+    there. Layers may have any names, as in any `state_dict` of linear layers, or convolutions, with biases; they stand
+    in the order of the numbers in them. The experiment is that of the widths or channels, all else as usual.
+    A trainer's own file carries its SHA-256, which has to be right.
 
     Raises:
         UsageError: it cannot be read, or holds something else.
@@ -65,17 +68,22 @@ def _layers(state_dict: StateDict) -> tuple[Experiment, StateDict]:
     names = sorted((name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")), key=_by_numbers)
     if {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} != state_dict.keys():
         raise ValueError(f"it holds {', '.join(sorted(state_dict)[:8]) or 'nothing'}")
+    weights = [state_dict[f"{name}.weight"] for name in names]
+    channels = tuple(len(weight) for weight in weights if weight.ndim == 4)
+    widths = tuple(map(len, weights[len(channels) : -1]))
+    try:
+        is_cnn = bool(channels)
+        experiment = Experiment(network="cnn", channels=channels) if is_cnn else Experiment(hidden=widths)
+    except UsageError:
+        raise ValueError(f"its weights are {', '.join(str(weight.shape) for weight in weights)}") from None
     found: StateDict = {}
-    widths = [PIXELS]
-    for layer, name in enumerate(names, 1):
-        weight, bias = state_dict[f"{name}.weight"], state_dict[f"{name}.bias"]
-        if weight.ndim != 2 or weight.shape[1] != widths[-1] or bias.shape != weight.shape[:1]:
-            raise ValueError(f"{name} has weights {weight.shape} and biases {bias.shape} after {widths[-1]} values")
-        widths.append(len(weight))
-        found[f"fc{layer}.weight"], found[f"fc{layer}.bias"] = weight, bias
-    if widths[-1] != CLASSES or len(widths) < 3:
-        raise ValueError(f"its layers have widths {'-'.join(map(str, widths))}")
-    return Experiment(hidden=tuple(widths[1:-1])), found
+    given = (f"{name}.{kind}" for name in names for kind in ("weight", "bias"))
+    for (name, shape), its in itertools.zip_longest(experiment.shapes.items(), given, fillvalue=("nothing", ())):
+        if its not in state_dict or state_dict[its].shape != shape:
+            has = f"{its} {state_dict[its].shape}" if its in state_dict else "nothing"
+            raise ValueError(f"it holds {has} where {experiment.structure} has {name} {shape}")
+        found[name] = state_dict[its]
+    return experiment, found
 
 
 def _by_numbers(name: str) -> list[int | str]:

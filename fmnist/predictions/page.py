@@ -34,7 +34,7 @@ def draw(
     Args:
         counts: the confusion matrix, `(10, 10)`, true classes by row.
         images: the test set, `uint8 (n, 28, 28)`, with its labels and the model's `probabilities (n, 10)`.
-        weights: the first layer's, `(units, 784)`.
+        weights: the first layer's, `(units, 784)` or `(channels, 1, 3, 3)`.
     """
     rows, columns = _grid(len(weights))
     # As high as its rows of squares are: constrained layout would spread lower ones over the page, with gaps.
@@ -143,11 +143,13 @@ def _grid(units: int) -> tuple[int, int]:
 def _units(figure: Any, weights: NDArray[np.float32]) -> None:
     shown = weights[:MOST_UNITS]
     more = f", the first {len(shown)} of {len(weights)}" if len(weights) > len(shown) else ""
-    figure.suptitle(f"What the hidden units look at{more}: orange excites, violet inhibits", fontsize=11)
+    what = "hidden units" if weights.ndim == 2 else "first channels"
+    figure.suptitle(f"What the {what} look at{more}: orange excites, violet inhibits", fontsize=11)
+    side = math.isqrt(weights[0].size)
     grid = figure.subplots(*_grid(len(weights)), squeeze=False)
     for number, axes in enumerate(grid.flat):
         axes.axis("off")
         if number < len(shown):
             strongest = abs(shown[number]).max() or 1.0
-            axes.imshow(shown[number].reshape(28, 28), cmap="PuOr_r", vmin=-strongest, vmax=strongest)
+            axes.imshow(shown[number].reshape(side, side), cmap="PuOr_r", vmin=-strongest, vmax=strongest)
             axes.set_title(str(number + 1), fontsize=8)

@@ -184,7 +184,7 @@ def _say_of_test_set(
         from fmnist.predictions.page import draw
 
         title = f"{options.model} on {dataset.name}: {accuracy:.2%} of {len(labels):,} test images"
-        page = draw(title, NAMES, counts, images, labels, probabilities, state_dict["fc1.weight"])
+        page = draw(title, NAMES, counts, images, labels, probabilities, next(iter(state_dict.values())))
         write_atomically(options.output / JSON, (content + "\n").encode())
         write_atomically(options.output / PICTURE, page)
     if options.json:

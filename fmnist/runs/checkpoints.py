@@ -1,6 +1,5 @@
 """A run's state after an epoch, as one file that is either whole and undamaged or refused."""
 
-import itertools
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -72,10 +71,10 @@ def _decoded(content: bytes) -> Checkpoint:
     state_dict = load(content)
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     described = json.loads(metadata["run"])
-    described["experiment"]["hidden"] = tuple(described["experiment"]["hidden"])
-    checkpoint = Checkpoint(
-        **described | {"experiment": Experiment(**described["experiment"]), "state_dict": state_dict}
-    )
+    experiment = described["experiment"]
+    # Before there was a choice of networks, it went without saying.
+    experiment |= {name: tuple(experiment[name]) for name in ("hidden", "channels") if name in experiment}
+    checkpoint = Checkpoint(**described | {"experiment": Experiment(**experiment), "state_dict": state_dict})
     wrong = _wrong_values(checkpoint) or _wrong_tensors(state_dict, checkpoint.experiment)
     if wrong is not None:
         raise ValueError(wrong)
@@ -89,8 +88,9 @@ def _wrong_values(checkpoint: Checkpoint) -> str | None:
         value = getattr(checkpoint.experiment, field.name)
         if type(value) is not type(getattr(usual, field.name)):
             return f"{field.name} is {value!r}"
-    counts = (*checkpoint.experiment.hidden, checkpoint.epoch, checkpoint.step, checkpoint.metrics_size)
-    if any(type(count) is not int or count < 0 for count in counts) or checkpoint.epoch > checkpoint.experiment.epochs:
+    experiment = checkpoint.experiment
+    counts = (*experiment.hidden, *experiment.channels, checkpoint.epoch, checkpoint.step, checkpoint.metrics_size)
+    if any(type(count) is not int or count < 0 for count in counts) or checkpoint.epoch > experiment.epochs:
         return f"its counts are {counts}"
     if {*map(type, checkpoint.environments)} != {dict} or checkpoint.data.keys() != {"name", "sha256"}:
         return "it does not say where it was written"
@@ -99,9 +99,7 @@ def _wrong_values(checkpoint: Checkpoint) -> str | None:
 
 def _wrong_tensors(state_dict: StateDict, experiment: Experiment) -> str | None:
     """What tells these from an experiment's parameters, in words; None if nothing does."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
-        expected |= {f"fc{layer}.weight": (fan_out, fan_in), f"fc{layer}.bias": (fan_out,)}
+    expected = experiment.shapes
     if state_dict.keys() != expected.keys():
         return f"it holds {', '.join(sorted(state_dict)) or 'nothing'}, expected {', '.join(expected)}"
     for name, tensor in state_dict.items():

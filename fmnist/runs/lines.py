@@ -64,5 +64,6 @@ def _progress_so_far(done: int | None, epochs: int) -> list[str]:
 def describe(experiment: Experiment) -> str:
     """An experiment in a line, e.g. `784-16-10, batch 64, lr 0.001, seed 0`."""
     output = " with a softmax at its end" if experiment.softmax_output else ""
-    widths = "-".join(map(str, experiment.widths))
-    return f"{widths}{output}, batch {experiment.batch_size}, lr {experiment.lr:g}, seed {experiment.seed}"
+    return (
+        f"{experiment.structure}{output}, batch {experiment.batch_size}, lr {experiment.lr:g}, seed {experiment.seed}"
+    )

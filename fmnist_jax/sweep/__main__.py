@@ -1,5 +1,6 @@
 """Train a population of settings and seeds: `python -m fmnist_jax.sweep`."""
 
+import itertools
 import sys
 from dataclasses import replace
 
@@ -44,8 +45,8 @@ def main() -> None:
 
     data = devices.place_data(dataset, mesh)
     members = []
-    for hidden in options.networks:
-        settings_of = [setting for setting in options.settings if setting.hidden == hidden]
+    for _, settings in itertools.groupby(options.settings, lambda setting: setting.structure):
+        settings_of = list(settings)
         experiments = [replace(setting, seed=seed) for setting in settings_of for seed in options.all_seeds]
         members += train_members(experiments, data, mesh, memory)
     if is_first:

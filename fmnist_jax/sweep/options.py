@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fmnist.command import UsageError, complaint, flag, like, option
-from fmnist.experiment import Experiment
+from fmnist.experiment import Experiment, check_network
 from fmnist.runs.options import TrainOptions
 
 MOST_MEMBERS = 100_000
@@ -20,11 +20,18 @@ MOST_MEMBERS = 100_000
 class SweepOptions:
     """A sweep: every network with every softmax switch, learning rate and seed."""
 
+    network: Literal["mlp", "cnn"] = like(Experiment, "network")
     hidden: tuple[str, ...] = option(
         ("16",),
-        "Networks by their hidden widths, '16-16' for two layers; each is a program of its own.",
+        "MLPs by their hidden widths, '16-16' for two layers; each is a program of its own.",
         metavar="WIDTHS",
         expected="networks by their hidden widths, e.g. --hidden 16 32 16-16 for three",
+    )
+    channels: tuple[str, ...] = option(
+        ("8-16",),
+        "CNNs by the channels of their convolutions; each is a program of its own.",
+        metavar="CHANNELS",
+        expected="networks by the channels of their convolutions, e.g. --channels 8-16 16 for two",
     )
     softmax_output: Literal["off", "on", "both"] = option(
         "off",
@@ -99,7 +106,8 @@ class SweepOptions:
         for name, is_valid in valid.items():
             if not is_valid:
                 raise complaint(self, name, getattr(self, name))
-        for name, values in (("hidden", self.networks), ("lr", self.lr), ("seeds", self.all_seeds)):
+        check_network(self.network, self.hidden != type(self).hidden, self.channels != type(self).channels)
+        for name, values in ((self._kind, self.networks), ("lr", self.lr), ("seeds", self.all_seeds)):
             if not values:
                 raise complaint(self, name, "")
             value, count = Counter(values).most_common(1)[0]
@@ -110,13 +118,19 @@ class SweepOptions:
             given = " ".join(self.seeds)
             raise UsageError(f"--seeds {given}: more than {MOST_MEMBERS:,} members in all; give fewer")
 
+    @property
+    def _kind(self) -> Literal["hidden", "channels"]:
+        """What networks differ in."""
+        return "channels" if self.network == "cnn" else "hidden"
+
     @cached_property
     def networks(self) -> list[tuple[int, ...]]:
-        """Hidden widths of every network."""
-        for hidden in self.hidden:
-            if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", hidden):
-                raise complaint(self, "hidden", hidden)
-        return [tuple(map(int, hidden.split("-"))) for hidden in self.hidden]
+        """Hidden widths, or channels, of every network."""
+        given: tuple[str, ...] = getattr(self, self._kind)
+        for each in given:
+            if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", each):
+                raise complaint(self, self._kind, each)
+        return [tuple(map(int, each.split("-"))) for each in given]
 
     @cached_property
     def switches(self) -> tuple[bool, ...]:
@@ -139,6 +153,13 @@ class SweepOptions:
     def settings(self) -> list[Experiment]:
         """What is trained with every seed."""
         return [
-            Experiment(hidden, switch, self.batch_size, lr, self.epochs)
-            for hidden, switch, lr in itertools.product(self.networks, self.switches, self.lr)
+            Experiment(
+                network=self.network,
+                softmax_output=switch,
+                batch_size=self.batch_size,
+                lr=lr,
+                epochs=self.epochs,
+                **{self._kind: sizes},  # type: ignore[arg-type]
+            )
+            for sizes, switch, lr in itertools.product(self.networks, self.switches, self.lr)
         ]

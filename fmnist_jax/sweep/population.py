@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fmnist.experiment import Experiment
 from fmnist_jax import torch_rng, train
+from fmnist_jax.model import convolutional_logits, from_torch
 
 Array = jax.Array | NDArray[Any]
 
@@ -71,7 +72,9 @@ def _state(member: Population) -> TrainState:
     """What a run of its own would train: a step takes the traced values for settings like any others."""
 
     def apply_fn(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        logits = _logits(variables["params"], images)
+        params = variables["params"]
+        is_convolutional = "conv1.weight" in params
+        logits = convolutional_logits(from_torch(params), images) if is_convolutional else _logits(params, images)
         return (
             logits
             if member.softmax_output is None

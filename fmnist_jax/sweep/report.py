@@ -57,7 +57,7 @@ def summarise(members: Sequence[Member]) -> list[Summary]:
 
 
 def _setting(experiment: Experiment) -> tuple[Any, ...]:
-    return experiment.hidden, experiment.softmax_output, experiment.lr
+    return experiment.structure, experiment.softmax_output, experiment.lr
 
 
 def _mean_and_deviation(values: Any) -> tuple[Array, Array]:
@@ -76,7 +76,7 @@ def table(summaries: Sequence[Summary]) -> list[str]:
         for epoch in range(len(summary.accuracy)):
             finite = f"{summary.finite[epoch]}/{summary.seeds}"
             lines.append(
-                f"{'-'.join(map(str, setting.widths)):<16} {setting.lr:>8g} {switch:>7} {epoch + 1:>5} {finite:>9} "
+                f"{setting.structure:<16} {setting.lr:>8g} {switch:>7} {epoch + 1:>5} {finite:>9} "
                 f"{100 * summary.accuracy[epoch]:>6.2f} ± {100 * summary.accuracy_deviation[epoch]:>5.2f} "
                 f"{summary.average_loss[epoch]:>9.6f} ± {summary.average_loss_deviation[epoch]:.6f}"
             )
@@ -111,8 +111,10 @@ def as_json(members: Sequence[Member], summaries: Sequence[Summary], environment
 
 
 def _described(experiment: Experiment) -> dict[str, Any]:
+    sizes = {"channels": experiment.channels} if experiment.network == "cnn" else {"hidden": experiment.hidden}
     return {
-        "hidden": experiment.hidden,
+        "network": experiment.network,
+        **sizes,
         "softmax_output": experiment.softmax_output,
         "batch_size": experiment.batch_size,
         "lr": experiment.lr,
@@ -154,7 +156,7 @@ def draw(summaries: Sequence[Summary], data: str) -> bytes:
 
     from fmnist.runs.curves import PALETTE, finished
 
-    networks = list(dict.fromkeys(summary.setting.hidden for summary in summaries))
+    networks = list(dict.fromkeys(summary.setting.structure for summary in summaries))
     rates = sorted({summary.setting.lr for summary in summaries})
     colours = PALETTE if len(rates) <= len(PALETTE) else colormaps["viridis"](np.linspace(0, 0.95, len(rates)))
     colour_of = dict(zip(rates, colours, strict=False))
@@ -172,11 +174,10 @@ def draw(summaries: Sequence[Summary], data: str) -> bytes:
         for at, network in enumerate(networks)
     }
     for network, (accuracy_axes, loss_axes) in panels.items():
-        widths = "-".join(map(str, Experiment(hidden=network).widths))
         accuracy_axes.sharey(panels[networks[0]][0])
         loss_axes.sharey(panels[networks[0]][1])
-        accuracy_axes.set_title(f"{widths}: accuracy")
-        loss_axes.set_title(f"{widths}: test loss")
+        accuracy_axes.set_title(f"{network}: accuracy")
+        loss_axes.set_title(f"{network}: test loss")
         accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in (each[0] for at, each in enumerate(panels.values()) if at % columns == 0):
         axes.set_ylabel("correctly classified test images")
@@ -188,7 +189,7 @@ def draw(summaries: Sequence[Summary], data: str) -> bytes:
         epochs = np.arange(1, len(summary.accuracy) + 1)
         label = f"lr {setting.lr:g}{', softmax output' if setting.softmax_output else ''}"
         for axes, mean, deviation in zip(
-            panels[setting.hidden],
+            panels[setting.structure],
             (summary.accuracy, summary.average_loss),
             (summary.accuracy_deviation, summary.average_loss_deviation),
             strict=True,

@@ -47,7 +47,7 @@ def chunk_size(experiment: Experiment, members: int, devices: int, memory: int) 
     """How many members are trained together: all, or equal parts that fit into `memory`, the same on every device."""
     # On a CPU, XLA sums a product of fewer than 64 rows, of all members of a device together, in another order. Devices
     # that have as many leave losses after an epoch within 5e-7 however many they are; with fewer it was 5e-6.
-    least = math.ceil(64 / experiment.hidden[0])
+    least = math.ceil(64 / experiment.shapes[next(iter(experiment.shapes))][0])
     fitting = max(least, memory // bytes_of(experiment) // devices) * devices
     chunks = math.ceil(members / fitting)
     return max(least, math.ceil(members / chunks / devices)) * devices
@@ -56,7 +56,8 @@ def chunk_size(experiment: Experiment, members: int, devices: int, memory: int) 
 def bytes_of(experiment: Experiment) -> int:
     """About how many bytes a member fills while it is trained, the data left out.
 
-    Its parameters, their gradients and a copy; a batch's values and their gradients in every layer; the losses.
+    Its parameters, their gradients and a copy; a batch's values and their gradients in every layer, of a CNN's the
+    windows, too, which are as many; the losses.
     """
-    values = 4 * experiment.batch_size * sum(experiment.widths[1:])
+    values = (8 if experiment.network == "cnn" else 4) * experiment.batch_size * experiment.activations
     return 4 * (3 * experiment.parameters + values + 2 * experiment.batches(TRAINING_IMAGES))

@@ -22,7 +22,7 @@ def test_the_defaults_are_the_post_s() -> None:
 def test_every_field_has_a_flag() -> None:
     line = "--hidden 4 8 --softmax-output --batch-size 7 --lr 0.5 --epochs 3 --seed 9 --data d --device cpu --overwrite"
     options = parsed(*line.split(), "--output", "runs/a")
-    assert options.experiment == Experiment((4, 8), True, 7, 0.5, 3, 9)
+    assert options.experiment == Experiment(hidden=(4, 8), softmax_output=True, batch_size=7, lr=0.5, epochs=3, seed=9)
     assert (options.data, options.device, options.overwrite, str(options.output)) == ("d", "cpu", True, "runs/a")
 
 
@@ -77,4 +77,5 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
 
 def test_parameters_are_counted_with_biases() -> None:
     assert Experiment().parameters == 784 * 16 + 16 + 16 * 10 + 10
-    assert Experiment(hidden=(16, 16)).widths == (784, 16, 16, 10)
+    assert Experiment(hidden=(16, 16)).structure == "784-16-16-10"
+    assert Experiment(network="cnn").parameters == 8 * 9 + 8 + 16 * 8 * 9 + 16 + 10 * 16 * 49 + 10 == 9098

@@ -115,7 +115,7 @@ def test_both_sides_obey_every_flag(dataset: Dataset, tmp_path: Path) -> None:
     lines = [re.findall(r"loss: (\S+)  \[ *(\d+)/60000\]", run.stdout) for run in runs]
     # 101 batches; the last one has 300 images, and is counted as the post counts it.
     assert [seen for _, seen in lines[0]] == [seen for _, seen in lines[1]] == ["597", str(101 * 300)]
-    changed = Experiment((16, 8), True, 597, 0.05, 1, 7)
+    changed = Experiment(hidden=(16, 8), softmax_output=True, batch_size=597, lr=0.05, epochs=1, seed=7)
     expected = _by_functions(changed, dataset)
     for side, said, recorded in zip(SIDES, lines, metrics, strict=True):
         losses = [entry["loss"] for entry in recorded if "loss" in entry]

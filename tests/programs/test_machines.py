@@ -290,7 +290,7 @@ def test_tiny_networks_get_one_thread_of_torch_unless_asked_for_more(monkeypatch
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        for experiment, count in ((Experiment(), 1), (Experiment((4096,)), 3), (Experiment(batch_size=4096), 3)):
+        for experiment, count in ((Experiment(), 1), (Experiment(hidden=(4096,)), 3), (Experiment(batch_size=4096), 3)):
             with torch_train.threads(experiment) as given:
                 assert given == torch.get_num_threads() == count
             assert torch.get_num_threads() == 3

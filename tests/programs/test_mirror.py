@@ -51,7 +51,7 @@ def reference_epoch(experiment: Experiment, split: Split, count: int) -> tuple[S
 def test_an_epoch_agrees_with_torch(
     dataset: Dataset, hidden: tuple[int, ...], batch_size: int, count: int, seed: int, softmax_output: bool
 ) -> None:
-    experiment = Experiment(hidden, softmax_output, batch_size, lr=0.01, seed=seed)
+    experiment = Experiment(hidden=hidden, softmax_output=softmax_output, batch_size=batch_size, lr=0.01, seed=seed)
     expected, expected_losses = reference_epoch(experiment, dataset.train, count)
     state, losses = train.train_epoch(start(experiment), *arrays(dataset.train, count), batch_size)
     assert losses.shape == expected_losses.shape == (experiment.batches(count),)

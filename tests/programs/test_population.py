@@ -115,7 +115,7 @@ def test_a_member_needs_as_much_memory_as_is_set_aside_for_it(experiment: Experi
 def test_chunks_fit_into_memory_and_are_as_few_as_can_be(
     members: int, devices: int, memory: int, hidden: tuple[int, ...]
 ) -> None:
-    experiment = Experiment(hidden)
+    experiment = Experiment(hidden=hidden)
     chunk = training.chunk_size(experiment, members, devices, memory)
     assert chunk % devices == 0
     assert chunk * hidden[0] >= 64 * devices

@@ -96,7 +96,9 @@ def our_script(experiment: Experiment, training_data: PostData, test_data: PostD
 def test_parameters_and_lines_are_the_post_s(
     dataset: Dataset, hidden: tuple[int, ...], batch_size: int, lr: float, seed: int, softmax_output: bool
 ) -> None:
-    experiment = Experiment(hidden, softmax_output, batch_size, lr, epochs=2, seed=seed)
+    experiment = Experiment(
+        hidden=hidden, softmax_output=softmax_output, batch_size=batch_size, lr=lr, epochs=2, seed=seed
+    )
     training_data = PostData(dataset.train.images[:1500], dataset.train.labels[:1500])
     test_data = PostData(dataset.test.images[:1000], dataset.test.labels[:1000])
     post, post_lines = post_script(experiment, training_data, test_data)

@@ -41,7 +41,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def checkpoint_of(hidden: tuple[int, ...] = (16,), epoch: int = 1) -> Checkpoint:
-    experiment = Experiment(hidden)
+    experiment = Experiment(hidden=hidden)
     empty = hashlib.sha256(b"").hexdigest()
     data = {"name": "FashionMNIST", "sha256": "0" * 64}
     return Checkpoint(experiment, epoch, 938 * epoch, torch_rng.init(experiment), data, [{"from_epoch": 1}], 0, empty)

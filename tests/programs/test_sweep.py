@@ -207,7 +207,7 @@ def test_many_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr("fmnist.runs.curves.finished", lambda *drawn: figures.append(drawn))
     settings = [
-        Experiment(hidden, switch, 64, lr, 2)
+        Experiment(hidden=hidden, softmax_output=switch, lr=lr, epochs=2)
         for hidden in ((4,), (16,), (16, 16), (32,), (64,))
         for switch in (False, True)
         for lr in (1e-3, 1e-2)

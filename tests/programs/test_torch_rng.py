@@ -41,7 +41,7 @@ def test_the_draw_is_torch_s_with_other_instructions(capability: str) -> None:
     cases = [(hidden, seed) for hidden in WIDTHS for seed in SEEDS]
     script = (
         "import json, sys; from tests.programs.test_torch_rng import assert_equal_draws, Experiment\n"
-        "for hidden, seed in json.loads(sys.argv[1]): assert_equal_draws(Experiment(tuple(hidden), seed=seed))"
+        "for hidden, seed in json.loads(sys.argv[1]): assert_equal_draws(Experiment(hidden=tuple(hidden), seed=seed))"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     subprocess.run([sys.executable, "-c", script, json.dumps(cases)], env=environment, check=True)

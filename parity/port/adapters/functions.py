@@ -121,7 +121,9 @@ class FunctionsPort:
         with self._jax.enable_x64(state.float64):
             (value, _), grads = self._value_and_grad(state.params, state.stats, dict(batch))
         leaves = {path: _crossing(leaf) for path, leaf in self._flat({"params": grads})[0].items()}
-        return _crossing(value), state.places.to_torch(leaves)
+        # Of what no leaf holds, such as a pooler that the other library leaves out, the loss cannot depend.
+        nothing = {name: np.zeros_like(tensor) for name, tensor in state.kept.items() if tensor.dtype.kind == "f"}
+        return _crossing(value), nothing | state.places.to_torch(leaves)
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, Array]:
         with self._jax.enable_x64(state.float64):
