@@ -32,6 +32,8 @@ class Program:
     batches: tuple[Batch, ...]
     further: tuple[Case, ...] = ()
     """Cases of the program's own."""
+    frozen: frozenset[str] = frozenset()
+    """Parameters that are never trained: they keep their values, for they may be tables that a port computes."""
     has_init: bool = False
     has_epoch: bool = False
     has_evaluate: bool = False
@@ -46,7 +48,11 @@ def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = 
 
 def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[Case]:
     given, shaken = program.state, shake(program, np.random.default_rng(seed))
-    small = {name: array * np.float32(0.05) if array.ndim > 1 else array for name, array in shaken.items()}
+    trained = program.parameters - program.frozen
+    small = {
+        name: array * np.float32(0.05) if array.ndim > 1 and name in trained else array
+        for name, array in shaken.items()
+    }
     first, last = program.batches[0], program.batches[-1]
     batches = tuple(program.batches[index % len(program.batches)] for index in range(STEPS))
     scaled = {name: change for name, change in SCALES.items() if not quick and any(map(is_input, first.values()))}
@@ -102,7 +108,8 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
 
 def _kind(program: Program, name: str, array: Array) -> str:
     """What a tensor of the state is changed as: `parameter`, `statistic`, `positive` statistic; "" where it is left."""
-    if array.dtype.kind != "f" or not (name in program.parameters or name in program.running):
+    changes = name in program.parameters - program.frozen or name in program.running
+    if array.dtype.kind != "f" or not changes:
         return ""
     if name not in program.running:
         return "parameter"

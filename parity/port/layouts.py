@@ -10,7 +10,7 @@ from parity.cases import Array
 from parity.errors import PortError
 from parity.port.names import Shape, inverse
 
-_KERNELS = ("kernel", "w")
+_KERNELS = ("kernel", "recurrent_kernel", "w")
 """Leaves that are laid out as flax does, (in, out) and (*window, in, out); all others are laid out as torch's."""
 
 

@@ -14,9 +14,15 @@ _TORCH_WORDS = {
     "w": "weight",
     "b": "bias",
     "scale": "weight",
+    "gamma": "weight",
+    "offset": "bias",
+    "beta": "bias",
     "embedding": "weight",
+    "embeddings": "weight",
     "mean": "running_mean",
+    "moving_mean": "running_mean",
     "var": "running_var",
+    "moving_variance": "running_var",
 }
 
 

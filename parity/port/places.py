@@ -58,7 +58,7 @@ class Learned:
         everything, known = np.zeros(sum(sizes)), np.zeros(sum(sizes), bool)
         for path in self.taken.keys() & leaves.keys():
             everything[self.taken[path]], known[self.taken[path]] = leaves[path], True
-        dtype = np.result_type(*leaves.values())
+        dtype = np.result_type(*(leaves[path] for path in self.taken.keys() & leaves.keys()))
         parts = np.split(everything.astype(dtype), np.cumsum(sizes)[:-1])
         given = np.split(known, np.cumsum(sizes)[:-1])
         return {
@@ -101,7 +101,8 @@ def by_names(names: Names, tensors: Tensors, leaves: Mapping[str, Any], own: fro
         held = {name: tensors[name] for name, parts in found.items() if len(parts) == 1}
         same = twins({name: tensors[name] for name in missing}, held) if not unused else {}
         tied = {name: (other, short(found[other][0][0].path)) for name, other in same.items()}
-        raise PortError(f"names are left over: {', '.join(left)}", proposal(missing, unused, tied))
+        free = {short(path): shapes[path] for path in own - used} if missing else {}
+        raise PortError(f"names are left over: {', '.join(left)}", proposal(missing, unused | free, tied))
     return Named(found)
 
 
@@ -132,6 +133,8 @@ def by_conversion(
     low, high = sent(lambda number: number % _DIGIT), sent(lambda number: number // _DIGIT)
     taken = {}
     for path in leaves.keys() - own:
+        if np.dtype(leaves[path].dtype).kind in "iub":
+            continue  # a seed, or a count: no tensor of torch's is moved there
         if path not in low:
             raise PortError(f"convert: returns nothing for {short(path)}")
         index = low[path] + _DIGIT * high[path]
@@ -165,6 +168,7 @@ def _is_own(names: Names, name: str) -> bool:
 
 
 def _path(leaves: Mapping[str, Any], name: str, path: str) -> str:
+    path = path.removeprefix("params/").removeprefix("stats/")
     for kind in ("params", "stats"):
         if f"{kind}/{path}" in leaves:
             return f"{kind}/{path}"

@@ -278,5 +278,7 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     buffers = [name for name in state if name not in trained]
     running = {name for name in buffers if not np.array_equal(after[name], state[name], equal_nan=True)}
     offered = [bool(getattr(reference, name)) and name in offers.get("offers", ()) for name in OPTIONAL]
-    program = Program(state, frozenset(trained), frozenset(running), tied, tuple(reference.batches), (), *offered)
+    frozen = frozenset(name for name, parameter in trained.items() if not parameter.requires_grad)
+    batches = tuple(reference.batches)
+    program = Program(state, frozenset(trained), frozenset(running), tied, batches, (), frozen, *offered)
     return replace(program, further=tuple(reference.cases(program))) if reference.cases else program

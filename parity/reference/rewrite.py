@@ -296,7 +296,7 @@ def _line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if "torch" not in Path(path).parts and not path.startswith(str(Path(__file__).parent)):
+        if "torch" not in Path(path).parts and not path.startswith(str(Path(__file__).parents[1])):
             return f"{Path(path).name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""

@@ -97,8 +97,20 @@ class _Constants(TorchFunctionMode):
     """`torch.tensor(0.1)` holds 0.1, not the nearest float32: a port in float64 would not round it. And what a program
     copies with `copy.deepcopy` is copied as it is."""
 
+    @staticmethod
+    def rms_norm(
+        input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    ) -> Tensor:
+        """torch takes it apart itself, and makes a float32 of epsilon on the way."""
+        axes = tuple(range(-len(normalized_shape), 0))
+        small = torch.finfo(input.dtype).eps if eps is None else eps
+        normed = input * torch.rsqrt(input.pow(2).mean(axes, keepdim=True) + small)
+        return normed if weight is None else normed * weight
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in (torch.rms_norm, torch.nn.functional.rms_norm):
+            return self.rms_norm(*args, **kwargs)
         if func is _DEEPCOPY and not isinstance(args[0], Wide):
             with torch.utils._python_dispatch._disable_current_modes():
                 copied = widened(func(*args, **kwargs))

@@ -170,7 +170,8 @@ def _deferred(search: Search) -> Iterator[Candidate]:
 
 
 def _values(search: Search, start: Array, mistake: Mistake, attempt: Try) -> Iterator[Candidate]:
-    """One place with every usual value; of a family, the first that leads elsewhere is enough: it is solved for."""
+    """One place with every usual value; of a family, two that lead elsewhere are enough: it is solved for."""
+    aside = 0
     for value in attempt.values:
         if time.monotonic() > search.deadline:
             search.untried += 1
@@ -181,7 +182,8 @@ def _values(search: Search, start: Array, mistake: Mistake, attempt: Try) -> Ite
         candidate = Candidate(mistake, attempt, value, left)
         search.tried.append(candidate)
         yield candidate
-        if attempt.fit is not None and not _is_near(candidate, start):
+        aside = aside + 1 if not _is_near(candidate, start) else 0
+        if attempt.fit is not None and aside > 1:
             break
 
 
@@ -267,6 +269,9 @@ def _best(search: Search, candidates: Sequence[Candidate]) -> Explained | None:
             agreeing.append((candidate, worst))
     if not agreeing:
         return nearly
+    # What leaves several times as much as another that agrees is not as good.
+    enough = max(0.5, 3 * min(worst for _, worst in agreeing))
+    agreeing = [(one, worst) for one, worst in agreeing if worst <= enough]
     ways = [(said(one, search.stage, worst), one.rewrite) for one, worst in agreeing]
     first, *others = [
         Explained(((way, *(other for other, _ in ways if other is not way)),), rewrite) for way, rewrite in ways

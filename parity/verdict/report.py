@@ -145,7 +145,7 @@ def _error(
     lines.append("   |")
     lines += [f"   = {printable(line)}" for line in _circumstances(verdict, worst, here, failing)]
     for at, group in enumerate(explanations, 1):
-        title = "cause" if len(explanations) == 1 else f"cause {at} of {len(explanations)}"
+        title = "cause" if len(explanations) == 1 else f"cause {at} of {len(explanations)} that act together"
         title += f", of {group[0].stage}" if group[0].stage not in ("", stage) else ""
         for which, one in enumerate(group):
             lines += _explained(title if which == 0 else "or, equally good", one)
@@ -203,12 +203,17 @@ def _circumstances(
             yield f"differs too: {_listed(f'{name} ({_ratio(one.ratio)})' for name, one in others.items())}"
         elif equal:
             yield f"within tolerance at this stage: {_listed(equal)}"
+        for one in {one.case: one for one in failing if one.wrong is not None}.values():
+            yield f"cannot be compared in case {one.case!r}: {_headline(one)}"
     yield _cases(dict.fromkeys(one.case for one in failing), dict.fromkeys(one.case for one in here))
     in_float64 = [one for one in here if one.case.startswith("float64")]
     if in_float64 and not any(one in failing for one in in_float64):
         yield 'float64 agrees: products in TF32 or bfloat16 (precision="highest"), or a formula that loses digits'
     if failing and all(one in in_float64 for one in failing) and len(in_float64) < len(here):
-        yield "float32 agrees: a constant or an operation may be float32 in the port; FLOAT64 = False if that is meant"
+        yield (
+            "float32 agrees: what differs is less than its rounding, or something is float32 in the port; if that is "
+            "meant, float64=False or FLOAT64 = False"
+        )
     before = itertools.takewhile(lambda one: one.stage != worst.stage, verdict.comparisons)
     if good := [one for one in before if one.passes]:
         largest, own = max(one.ratio for one in good), _own(good)

@@ -11,7 +11,7 @@ import numpy as np
 from parity.cases import Array
 from parity.mistakes.mistake import Mistake, Try
 from parity.reference.asked import RUNS, Question, Sitting
-from parity.reference.noise import EXACTLY
+from parity.reference.noise import Rounding
 from parity.reference.rewrite import Rewrite
 from parity.verdict.comparison import STAGES, Measured, compare, ratios, stage_of
 
@@ -21,7 +21,7 @@ ALONG = 0.1
 """The cosine below which an experiment leads nowhere near what is seen."""
 LOOSE, NEAR = 4.0, 1e-2
 """What is worth being looked at with the rewritten reference's own rounding: a ratio, or a share of what was seen."""
-LITTLE = 0.2
+LITTLE = 0.5
 """The share that a mistake may leave for another one to be looked for on top of it."""
 FAR, CLOSE = 64.0, 1.25
 """Ratios beside the rewritten reference that more runs do not bring down: after the first ones, and after more."""
@@ -81,7 +81,7 @@ class Search:
         """What a rewritten reference leaves of the difference in a case; None where it cannot answer."""
         question, actual = self.answered[at]
         # In the program's own float32, which errs by less than is allowed, an experiment costs a fifth.
-        rounding = None if question.own is not None else EXACTLY
+        rounding = None if question.own is not None else Rounding(narrow=False)
         try:
             said = self.sitting.rewritten(rewrite).answer(question.case, rounding)
         except Exception:  # a hypothesis that cannot be carried out is none
@@ -97,6 +97,8 @@ class Search:
             other = actual.get(quantity)
             if other is None or other.shape != values.shape:
                 return None
+            if np.isnan(values).all() and not np.isnan(question.expected[quantity]).all():
+                return None  # that NaN is equal to the port's NaN says nothing
             difference = np.subtract(other, values, dtype=np.float64)
             # A hypothesis that yields no numbers is infinitely far, not near.
             signs = np.where(np.isnan(difference), 1.0, np.sign(difference))

@@ -206,6 +206,13 @@ def program() -> Program:
     return Program(state, names, frozenset({"batch_norm.running_mean", "batch_norm.running_var"}), {}, tuple(batches()))
 
 
+def test_a_table_that_is_never_trained_keeps_its_values() -> None:
+    held = replace(program(), frozen=frozenset({"first.weight"}))
+    states = [case.state for case in cases(held, quick=True) if case.call != "load"]
+    assert states
+    assert all(np.array_equal(state["first.weight"], held.state["first.weight"]) for state in states)
+
+
 def test_shaking_leaves_no_special_value_and_no_impossible_one() -> None:
     shaken = shake(program(), np.random.default_rng(0))
 

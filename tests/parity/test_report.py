@@ -22,7 +22,7 @@ EPSILON = Explanation(
     "F012",
     "layer-norm-epsilon",
     "norm1 (model.py:31)",
-    "the port's LayerNorm has epsilon 1e-6, the reference's 1e-5",
+    "the port's norm has epsilon 1e-6, the reference's 1e-5",
     "nn.LayerNorm()",
     "nn.LayerNorm(epsilon=1e-5)",
     0.2,
@@ -78,7 +78,7 @@ def test_a_difference_that_is_explained() -> None:
            = within tolerance at this stage: fc.weight
            = fails in 'shaken'
            = agrees up to there: load, outputs, loss; largest ratio 0.31, the reference's own 0.06
-           = cause: the port's LayerNorm has epsilon 1e-6, the reference's 1e-5, at norm1 (model.py:31)
+           = cause: the port's norm has epsilon 1e-6, the reference's 1e-5, at norm1 (model.py:31)
            |   - nn.LayerNorm()
            |   + nn.LayerNorm(epsilon=1e-5)
            = with that mistake in the reference (F012 layer-norm-epsilon) all of this stage agrees, largest ratio 0.20
@@ -184,13 +184,13 @@ def test_two_mistakes_and_two_that_explain_one_equally_well() -> None:
     assert (
         golden(
             """
-        = cause 1 of 2: the port's LayerNorm has epsilon 1e-6, the reference's 1e-5, at norm1 (model.py:31)
+        = cause 1 of 2 that act together: the port's norm has epsilon 1e-6, the reference's 1e-5, at norm1 (model.py:31)
         """
         )
         in text
     )
     assert "   = or, equally good: every gradient is 2 times too large\n" in text
-    assert "   = cause 2 of 2: every gradient is 2 times too large\n" in text
+    assert "   = cause 2 of 2 that act together: every gradient is 2 times too large\n" in text
     assert "help" not in text
 
 
@@ -199,11 +199,11 @@ def test_a_cause_stands_with_its_stage_or_names_the_one_that_is_not_shown() -> N
     of_step = Explanation("O001", "decay", "", "the port decays biases", ratio=0.4, stage="step")
     gradients, update = said(*GOOD, NORM, step, explanations=((EPSILON,), (of_step,))).split("error")[1:]
     assert gradients.startswith("[F012]: gradients differ")
-    assert "   = cause: the port's LayerNorm has epsilon" in gradients
+    assert "   = cause: the port's norm has epsilon" in gradients
     assert update.startswith("[O001]: the first update differs")
     assert "   = cause: the port decays biases\n" in update
     alone = said(*GOOD, NORM, explanations=((EPSILON,), (of_step,)))
-    assert "   = cause 2 of 2, of step: the port decays biases\n" in alone
+    assert "   = cause 2 of 2 that act together, of step: the port decays biases\n" in alone
     assert "(O001 decay) all of step agrees" in alone
 
 

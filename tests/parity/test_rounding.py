@@ -41,6 +41,14 @@ def test_constants_are_not_rounded_to_float32() -> None:
     assert value(lambda x: x * torch.full((1,), 0.1), torch.ones(1)).item() == 0.1
 
 
+def test_an_epsilon_is_not_rounded_to_float32_either() -> None:
+    x = torch.tensor([1e-3, -2e-3, 3e-3])
+    exact = functional.rms_norm(x.double(), (3,), torch.ones(3).double(), 1e-5)
+    weighted = value(lambda x: functional.rms_norm(x, (3,), torch.ones(3), 1e-5), x)
+    np.testing.assert_allclose(weighted, exact, rtol=1e-15)
+    np.testing.assert_allclose(value(lambda x: nn.RMSNorm(3, 1e-5)(x), x), exact, rtol=1e-15)
+
+
 def test_quotients_of_counts_are_float64_too() -> None:
     assert value(lambda x: x * (torch.arange(1, 4) / 3), torch.ones(3))[0].item() == 1 / 3
 

@@ -95,3 +95,13 @@ def test_a_layer_that_is_small_beside_the_others_is_found_in_the_end() -> None:
     program = Reference(Large, right.loss, right.optimizer, right.batches)
     verdict = judge(program, wrong(Small), quick=True, stages=["outputs"])
     assert "F008" in {one.code for one in verdict.explanations[0]}
+
+
+def test_that_both_are_no_numbers_explains_nothing() -> None:
+    sitting = Sitting.of(reference(), {}, "float32")
+    case = next(one for one in sitting.cases(0, True) if one.call == "value_and_grad")
+    question = sitting.ask(case)
+    assert question is not None
+    nothing = {name: np.full_like(values, np.nan) for name, values in sitting.answer(case, None).items()}
+    search = Search(sitting, "loss", [(question, nothing)], lambda line: None, time.monotonic() + 60)
+    assert search.weighed(question, nothing, nothing) is None

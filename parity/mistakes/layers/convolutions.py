@@ -199,6 +199,43 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "F035",
+        "convolution-padding",
+        "the padding of {place} is {value}, the reference's is {was}",
+        "Equinox's and Keras's convolutions pad with nothing unless told, flax's as SAME; torch's default is nothing, "
+        "and most programs pad by 1. Where a pool over the whole image follows, shapes do not tell.",
+        (
+            Diff("", "nn.Conv(16, (3, 3), padding=1)", 'nn.Conv(16, (3, 3), padding="VALID")'),
+            Diff(
+                "convnet",
+                'conv(8, (3, 3), strides=2, use_bias=False, name="stem")',
+                'conv(8, (3, 3), strides=2, padding=2, use_bias=False, name="stem")',
+            ),
+        ),
+        ("equinox: Conv2d, padding", "keras: Conv2D, padding"),
+        calls(
+            CONVOLUTIONS,
+            lambda call, value: call.run(padding=value),
+            (0, 1, 2, 3),
+            was=lambda call: next(iter(set(_each(call["padding"] or 0, 1))), 0),
+        ),
+    ),
+    Mistake(
+        "F036",
+        "pool-stride",
+        "the stride of {place} is {value}, the reference's is {was}",
+        "torch's pools step by their window unless told, flax's by 1. Where a pool over the whole image follows, "
+        "shapes do not tell.",
+        (Diff("", "nn.max_pool(x, (2, 2), strides=(2, 2))", "nn.max_pool(x, (2, 2))"),),
+        ("flax: max_pool, strides", "torch: MaxPool2d, stride"),
+        calls(
+            f"{MAX_POOLS} {AVERAGE_POOLS}",
+            lambda call, value: call.run(stride=value),
+            (1, 2, 3),
+            was=lambda call: _each(call["kernel_size"] if call["stride"] is None else call["stride"], 1)[0],
+        ),
+    ),
+    Mistake(
         "F038",
         "transposed-padding-same",
         "the result of {place} is cropped as SAME does, the reference's by its padding",

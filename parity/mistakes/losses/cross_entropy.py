@@ -1,6 +1,7 @@
 """Cross-entropy: its label smoothing, and probabilities in place of logits."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,16 @@ def _log_of_probability(call: Call, value: float) -> Tensor:
         return exact
     uniform = -(logs.mean(class_axis(call)) * (~ignored)).sum() / (~ignored).sum()
     return (1 - share) * exact + share * uniform
+
+
+def _of_probabilities(call: Call) -> Any:
+    values, told = call["input"], {} if call["reduction"] is None else {"reduction": call["reduction"]}
+    if call.site.function == "cross_entropy":
+        logs = (values / values.sum(class_axis(call), keepdim=True)).clamp(1e-7, 1 - 1e-7).log()
+        if call["target"].is_floating_point():
+            return -(call["target"] * logs).sum(class_axis(call)).mean()
+        return functional.nll_loss(logs, call["target"], weight=call["weight"], **told)
+    return functional.binary_cross_entropy(values.clamp(1e-7, 1 - 1e-7), call["target"], weight=call["weight"], **told)
 
 
 MISTAKES = (
@@ -209,6 +220,22 @@ MISTAKES = (
             calls("cross_entropy", lambda call, _: call.run(input=functional.softmax(call["input"], class_axis(call)))),
             calls("binary_cross_entropy_with_logits", lambda call, _: call.run(input=torch.sigmoid(call["input"]))),
         ),
+    ),
+    Mistake(
+        "C035",
+        "logits-for-probabilities",
+        "the loss at {place} takes logits for probabilities: it clips them to [1e-7, 1 - 1e-7] and takes the logarithm",
+        "Keras's losses expect probabilities unless told `from_logits=True`, torch's and optax's expect logits. The "
+        "loss is finite, for values are clipped, and most gradients are 0.",
+        (
+            Diff(
+                "",
+                "keras.losses.BinaryCrossentropy(from_logits=True)",
+                "keras.losses.BinaryCrossentropy()",
+            ),
+        ),
+        ("keras: BinaryCrossentropy, from_logits",),
+        calls("cross_entropy binary_cross_entropy_with_logits", lambda call, _: _of_probabilities(call)),
     ),
     Mistake(
         "C012",

@@ -115,7 +115,7 @@ MISTAKES = (
         ("torch documentation: Embedding, padding_idx",),
         calls(
             "embedding",
-            lambda call, _: call.run(padding_idx=-1),
+            lambda call, _: call.run(padding_idx=None),
             when=lambda call: call["padding_idx"] not in (None, -1),
         ),
     ),

@@ -161,7 +161,7 @@ MISTAKES = (
         batched(
             MEANS,
             lambda call, size: call.run(reduction="sum") / size,
-            lambda call: is_mean(call) and call["reduction"] != "batchmean",
+            lambda call: is_mean(call) and call["reduction"] != "batchmean" and call["target"].ndim > 1,
         ),
     ),
     Mistake(

@@ -22,8 +22,8 @@ MISTAKES = (
             lambda call, value: call.run(pos_weight=torch.full_like(call["pos_weight"], value)),
             (1.0, 2.0, 5.0),
             "linear",
-            lambda call: float(call["pos_weight"]),
-            lambda call: call["pos_weight"] is not None and call["pos_weight"].numel() == 1,
+            lambda call: float(call["pos_weight"]) if call["pos_weight"].numel() == 1 else "one for each class",
+            lambda call: call["pos_weight"] is not None,
         ),
     ),
     Mistake(

@@ -148,7 +148,7 @@ class FunctionsPort:
     def _converted(self, tensors: Tensors) -> Tensors:
         assert self._convert is not None
         found = self._convert(tensors)
-        return self._flat(found if self._has_stats else {"params": found})[0]
+        return self._flat(found if self._has_stats or "params" in found else {"params": found})[0]
 
     def _flat(self, tree: Any) -> tuple[dict[str, Any], Any]:
         leaves, structure = self._jax.tree_util.tree_flatten_with_path(tree)
