@@ -1,4 +1,4 @@
-"""The experiments that parity judges: the post's, and others that a port of the program has to do as well."""
+"""The experiments that parity judges: the post's, and others that a port of the programs has to do as well."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -21,6 +21,12 @@ JUDGED = {
     "784-16-10": Experiment(),
 }
 """By name. The post's comes last, for its whole runs are what takes time."""
+
+CONVOLUTIONAL = {
+    "conv 3-4-5": Experiment(network="cnn", channels=(3, 4, 5), lr=0.1, batch_size=50),
+    "conv 8-16": Experiment(network="cnn", lr=0.05),
+}
+"""CNNs by name; the first one's last pool meets an odd size. At this rate short whole runs get somewhere."""
 
 ACCURACY_MARGIN = 0.001
 """Ten of 10,000 test images: less than a third of what another seed changes."""

@@ -1,4 +1,4 @@
-"""Shows the mirror to parity: `port`, one for each experiment that is judged."""
+"""Shows the mirror to parity: `port` and `cnn` have one for each experiment that is judged."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from fmnist import metrics
 from fmnist.data import Split
 from fmnist.experiment import Experiment, StateDict
-from fmnist.judged import JUDGED, Batch, Once, joined
+from fmnist.judged import CONVOLUTIONAL, JUDGED, Batch, Once, joined
 from fmnist_jax import programs, torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
 
@@ -116,3 +116,4 @@ def _precision(dtype: Any) -> Iterator[None]:
 
 
 port = {name: Mirror(experiment) for name, experiment in JUDGED.items()}
+cnn = {name: Mirror(experiment) for name, experiment in CONVOLUTIONAL.items()}

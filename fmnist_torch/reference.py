@@ -1,6 +1,6 @@
-"""Shows the PyTorch program to parity: `reference`, which makes one Reference for each experiment that is judged."""
+"""Shows the PyTorch programs to parity: `reference` and `cnn` make a Reference for each experiment that is judged."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 from fmnist import metrics
 from fmnist.data import Dataset, Split, load_dataset
 from fmnist.experiment import CLASSES, Experiment, StateDict
-from fmnist.judged import ACCURACY_MARGIN, JUDGED, LOSS_MARGIN, Once, joined
+from fmnist.judged import ACCURACY_MARGIN, CONVOLUTIONAL, JUDGED, LOSS_MARGIN, Once, joined
 from fmnist_torch import train
-from fmnist_torch.model import ShallowNetwork, from_numpy, init
+from fmnist_torch.model import from_numpy, init, network
 from parity.cases import Batch, Case
 from parity.reference.program import Reference, TorchBatch, WholeRun
 from parity.reference.rounding import own_precision
@@ -40,10 +40,25 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
         first: the training and test image that batches begin with.
     """
     dataset = load_dataset(data)
-    post = list(JUDGED)[-1]
+    return _references(JUDGED, dataset, first, Experiment.epochs)
+
+
+def cnn(data: str | None = None, first: int = 0) -> dict[str, Reference]:
+    """The same of `CONVOLUTIONAL`; its whole runs are of a fifth of the images and a few epochs: torch's take long."""
+    dataset = load_dataset(data)
+    fewer = dataset._replace(train=_first(dataset.train, 12_800), test=_first(dataset.test, 2_000))
+    return _references(CONVOLUTIONAL, fewer, first, 3)
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.images[:count], split.labels[:count])
+
+
+def _references(judged: Mapping[str, Experiment], dataset: Dataset, first: int, epochs: int) -> dict[str, Reference]:
+    last = list(judged)[-1]
     return {
         name: Reference(
-            module=partial(ShallowNetwork, experiment),
+            module=partial(network, experiment),
             loss=_loss,
             optimizer=partial(_optimizer, experiment),
             batches=batches(dataset.train, experiment, first, 4.5),
@@ -52,10 +67,10 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
             evaluate=partial(_evaluate, experiment, Once(_decoded)),
             init=partial(_init, experiment),
             cases=partial(_cases, experiment, dataset, first),
-            whole_run=_whole_run(experiment, dataset) if name == post else None,
+            whole_run=_whole_run(experiment, dataset, epochs) if name == last else None,
             name=f"fmnist_torch {name}",
         )
-        for name, experiment in JUDGED.items()
+        for name, experiment in judged.items()
     }
 
 
@@ -67,9 +82,9 @@ def batches(split: Split, experiment: Experiment, first: int = 0, count: float =
     return [{"images": split.images[each], "labels": split.labels[each]} for each in slices]
 
 
-def _whole_run(experiment: Experiment, dataset: Dataset) -> WholeRun:
+def _whole_run(experiment: Experiment, dataset: Dataset, epochs: int) -> WholeRun:
     margins = {"accuracy": ACCURACY_MARGIN, "average_loss": LOSS_MARGIN}
-    return WholeRun(batches(dataset.train, experiment), batches(dataset.test, experiment), experiment.epochs, margins)
+    return WholeRun(batches(dataset.train, experiment), batches(dataset.test, experiment), epochs, margins)
 
 
 def _decoded(split: Split) -> tuple[Tensor, Tensor]:
@@ -81,16 +96,16 @@ def _init(experiment: Experiment, seed: int) -> nn.Module:
     return init(replace(experiment, seed=seed))
 
 
-def _optimizer(experiment: Experiment, model: ShallowNetwork) -> torch.optim.Optimizer:
+def _optimizer(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=experiment.lr)
 
 
-def _outputs(model: ShallowNetwork, batch: TorchBatch) -> dict[str, Tensor]:
+def _outputs(model: nn.Module, batch: TorchBatch) -> dict[str, Tensor]:
     pixels, _ = _decoded(joined([batch]))
     return {"pixels": pixels, "logits": model(pixels)}
 
 
-def _loss(model: ShallowNetwork, batch: TorchBatch) -> Tensor:
+def _loss(model: nn.Module, batch: TorchBatch) -> Tensor:
     pixels, labels = _decoded(joined([batch]))
     return cross_entropy(model(pixels), labels)
 
@@ -98,7 +113,7 @@ def _loss(model: ShallowNetwork, batch: TorchBatch) -> Tensor:
 def _train_epoch(
     experiment: Experiment,
     decoded: Once[Data],
-    model: ShallowNetwork,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: list[TorchBatch],
 ) -> Tensor:
@@ -106,7 +121,7 @@ def _train_epoch(
 
 
 def _evaluate(
-    experiment: Experiment, decoded: Once[Data], model: ShallowNetwork, batches: list[TorchBatch]
+    experiment: Experiment, decoded: Once[Data], model: nn.Module, batches: list[TorchBatch]
 ) -> dict[str, Any]:
     images, labels = decoded(batches)
     correct, losses = train.evaluate(model, images, labels, experiment.batch_size)
@@ -122,9 +137,10 @@ def _cases(experiment: Experiment, dataset: Dataset, first: int, program: Progra
     one, other = program.batches[0], program.batches[1]
     exact = _exact(experiment)
     far = {f"logits up to {largest:g}": scaled(experiment, state, one, largest) for largest in (20, 300, 900)}
+    bias = f"{_layers(experiment)[0]}.bias"
     shifted = {
-        name: {**state, "fc1.bias": np.full_like(state["fc1.bias"], bias)}
-        for name, bias in (("dead units", -100), ("units all alive", 100))
+        name: {**state, bias: np.full_like(state[bias], value)}
+        for name, value in (("dead units", -100), ("units all alive", 100))
     }
     flat = _batch(np.concatenate([np.zeros((32, 28, 28)), np.full((32, 28, 28), 255)]), np.arange(64) % CLASSES)
 
@@ -175,7 +191,7 @@ def _batch(images: Any, labels: Any) -> Batch:
 @torch.no_grad()
 def _logits(experiment: Experiment, state: StateDict, batch: Batch) -> NDArray[np.float64]:
     """What the network's last layer returns, in float64."""
-    model = ShallowNetwork(replace(experiment, softmax_output=False)).double()
+    model = network(replace(experiment, softmax_output=False)).double()
     model.load_state_dict(from_numpy(state))
     logits: NDArray[np.float64] = model(train.decode(batch["images"], CPU).double()).numpy()
     return logits
@@ -184,8 +200,12 @@ def _logits(experiment: Experiment, state: StateDict, batch: Batch) -> NDArray[n
 def scaled(experiment: Experiment, state: StateDict, batch: Batch, largest: float) -> StateDict:
     """The state with a last layer so scaled that the largest logit is about so far from 0."""
     factor = np.float32(largest / np.abs(_logits(experiment, state, batch)).max())
-    last = f"fc{len(experiment.hidden) + 1}."
+    last = f"{_layers(experiment)[-1]}."
     return {name: tensor * factor if name.startswith(last) else tensor for name, tensor in state.items()}
+
+
+def _layers(experiment: Experiment) -> list[str]:
+    return [name.removesuffix(".bias") for name in experiment.shapes if name.endswith(".bias")]
 
 
 def _exact(experiment: Experiment, rows: int = 8) -> tuple[StateDict, Batch]:
@@ -211,14 +231,16 @@ def _exact(experiment: Experiment, rows: int = 8) -> tuple[StateDict, Batch]:
 
 def _try_exact(experiment: Experiment, rows: int, random: np.random.RandomState) -> tuple[StateDict, Batch]:
     tensors: StateDict = {}
-    names = [(name, tuple(tensor.shape)) for name, tensor in ShallowNetwork(experiment).state_dict().items()]
-    for name, shape in names:
-        is_last = name in (names[-2][0], names[-1][0])
-        sparse = random.randint(-1, 2, shape) * (random.random_sample(shape) < (1 if len(names) < 6 else 0.4))
+    first, *_, last = _layers(experiment)
+    for name, shape in experiment.shapes.items():
+        is_last = name.startswith(f"{last}.")
+        dense = len(experiment.shapes) < 6 or name.startswith("conv1.")
+        sparse = random.randint(-1, 2, shape) * (random.random_sample(shape) < (1 if dense else 0.4))
         tensors[name] = (random.randint(-3, 4, shape) * GAP if is_last else sparse).astype(np.float32)
-    tensors["fc1.weight"][:2], tensors["fc1.bias"][:2] = 0, (0, -2)
-    tensors["fc1.weight"][2] = np.abs(tensors["fc1.weight"][2])
-    tensors["fc1.bias"][2] = 1
+    weight, bias = tensors[f"{first}.weight"], tensors[f"{first}.bias"]
+    weight[:2], bias[:2] = 0, (0, -2)
+    weight[2] = np.abs(weight[2])
+    bias[2] = 1
     images = (random.random_sample((rows, 28, 28)) < random.random_sample((rows, 1, 1)) / 8) * 255
     images[0], images[1, 3:20, 4] = 0, 255
     images[2, :] = 255
