@@ -40,21 +40,22 @@ def reference(data: str | None = None, first: int = 0) -> dict[str, Reference]:
         first: the training and test image that batches begin with.
     """
     dataset = load_dataset(data)
-    return _references(JUDGED, dataset, first, Experiment.epochs)
+    return references(JUDGED, dataset, first, Experiment.epochs)
 
 
 def cnn(data: str | None = None, first: int = 0) -> dict[str, Reference]:
     """The same of `CONVOLUTIONAL`; its whole runs are of a fifth of the images and a few epochs: torch's take long."""
     dataset = load_dataset(data)
     fewer = dataset._replace(train=_first(dataset.train, 12_800), test=_first(dataset.test, 2_000))
-    return _references(CONVOLUTIONAL, fewer, first, 3)
+    return references(CONVOLUTIONAL, fewer, first, 3)
 
 
 def _first(split: Split, count: int) -> Split:
     return Split(split.images[:count], split.labels[:count])
 
 
-def _references(judged: Mapping[str, Experiment], dataset: Dataset, first: int, epochs: int) -> dict[str, Reference]:
+def references(judged: Mapping[str, Experiment], dataset: Dataset, first: int, epochs: int) -> dict[str, Reference]:
+    """One for each experiment; the last one's whole runs have so many epochs."""
     last = list(judged)[-1]
     return {
         name: Reference(

@@ -1,16 +1,33 @@
 """The post's claims, and what many seeds say of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from fmnist.experiment import TRAINING_IMAGES
+from fmnist.experiment import TRAINING_IMAGES, Experiment
 from fmnist_jax.lessons.latency import Timing
 
 Percents = NDArray[np.float64]
+
+CONVERGED = 0.1
+"""A learning rate at which 20 epochs are enough for either network."""
+
+
+class Setting(NamedTuple):
+    """What is trained with every seed."""
+
+    structure: str
+    """As `Experiment.structure`: `784-16-10`."""
+    softmax_output: bool = False
+    lr: float = 1e-3
+
+
+def setting(experiment: Experiment) -> Setting:
+    return Setting(experiment.structure, experiment.softmax_output, experiment.lr)
 
 
 class Claim(NamedTuple):
@@ -19,6 +36,8 @@ class Claim(NamedTuple):
     what: str
     post: float
     ours: Percents
+    epochs: Sequence[int] = ()
+    """Those after which the post's number lies within the seeds' range, of all that were trained."""
 
     @property
     def reached(self) -> int:
@@ -51,19 +70,39 @@ class Observations(NamedTuple):
     """What was measured."""
 
     seeds: list[int]
-    accuracy: dict[tuple[tuple[int, ...], bool], Percents]
-    """In percent after every epoch, `(seeds, epochs)`, by hidden widths and softmax switch."""
+    accuracy: dict[Setting, Percents]
+    """In percent after every epoch, `(seeds, epochs)`; of the CNN fewer seeds."""
     timings: list[Timing]
+    epoch_seconds: dict[str, float]
+    """Of an epoch of training, by the network's structure."""
 
 
 def conclude(results: Observations) -> list[Lesson]:
     """A conclusion on every lesson."""
-    lessons = (_softmax_first, _more_units, _more_epochs, _eighty, _accelerator, _second_layer)
+    lessons = (_softmax_first, _more_units, _more_epochs, _eighty, _accelerator, _second_layer, _convolutions)
     return [lesson(results) for lesson in lessons]
 
 
+def _mlp(*hidden: int, softmax_output: bool = False) -> Setting:
+    return setting(Experiment(hidden=hidden, softmax_output=softmax_output))
+
+
 def _after(results: Observations, epochs: int, *hidden: int, softmax_output: bool = False) -> Percents:
-    return results.accuracy[hidden, softmax_output][:, epochs - 1]
+    return results.accuracy[_mlp(*hidden, softmax_output=softmax_output)][:, epochs - 1]
+
+
+def _claim(results: Observations, what: str, post: float, epochs: int, *hidden: int) -> Claim:
+    """A number that the post reports after some epochs, and the epochs after which ours span it."""
+    accuracy = results.accuracy[_mlp(*hidden)]
+    spanned = (accuracy.min(axis=0) <= post) & (post <= accuracy.max(axis=0))
+    return Claim(what, post, accuracy[:, epochs - 1], [int(epoch) + 1 for epoch in np.flatnonzero(spanned)])
+
+
+def _spans(epochs: Sequence[int]) -> str:
+    """`after 27 to 33 epochs`"""
+    if not epochs:
+        return "after none of the epochs that were trained"
+    return f"after {epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"after {epochs[0]} epochs"
 
 
 def _softmax_first(results: Observations) -> Lesson:
@@ -105,21 +144,25 @@ def _more_units(results: Observations) -> Lesson:
 
 
 def _more_epochs(results: Observations) -> Lesson:
-    ten, twenty = (_after(results, epochs, 16) for epochs in (10, 20))
-    claims = [Claim("16 units, 10 epochs", 71, ten), Claim("16 units, 20 epochs", 79.6, twenty)]
+    twenty = _after(results, 20, 16)
+    claims = [
+        _claim(results, "16 units, 10 epochs", 71, 10, 16),
+        _claim(results, "16 units, 20 epochs", 79.6, 20, 16),
+    ]
     places = [f"{claim.post:g} % is {claim.place}" for claim in claims]
     return Lesson(
         3,
         "10 epochs give 71 %, 20 epochs 79.6 %",
         claims,
         "holds" if _within(claims) else "; ".join(places),
-        f"after 20 epochs the best of {len(twenty)} seeds has {twenty.max():.2f} %",
+        f"after 20 epochs the best of {len(twenty)} seeds has {twenty.max():.2f} %; the seeds' range holds 71 % "
+        f"{_spans(claims[0].epochs)}, 79.6 % {_spans(claims[1].epochs)}",
     )
 
 
 def _eighty(results: Observations) -> Lesson:
-    accuracy = results.accuracy[(16,), False]
-    claims = [Claim(f"16 units, {epochs} epochs", 80, accuracy[:, epochs - 1]) for epochs in (20, 40)]
+    accuracy = results.accuracy[_mlp(16)]
+    claims = [_claim(results, f"16 units, {epochs} epochs", 80, epochs, 16) for epochs in (20, 40)]
     reached = accuracy >= 80
     ever = int(reached.any(axis=1).sum())
     reasons = f"{ever} of {len(reached)} seeds reach 80 % within 40 epochs"
@@ -159,7 +202,9 @@ def _accelerator(results: Observations) -> Lesson:
 
 def _second_layer(results: Observations) -> Lesson:
     one, two = _after(results, 20, 16), _after(results, 20, 16, 16)
-    claims = [Claim("16-16 units, 20 epochs", 78, two)]
+    claims = [_claim(results, "16-16 units, 20 epochs", 78, 20, 16, 16)]
+    other = _claim(results, "", 79.6, 20, 16).epochs
+    both = [epoch for epoch in claims[0].epochs if epoch in other]
     loss = one - two
     verdict = "does not hold" if loss.mean() < -_half_interval(loss) else "holds"
     return Lesson(
@@ -167,7 +212,35 @@ def _second_layer(results: Observations) -> Lesson:
         "a second hidden layer of 16 does not help, 78 %",
         claims,
         verdict if _within(claims) else f"{verdict}; 78 % is {claims[0].place}",
-        f"{int((loss > 0).sum())} of {len(loss)} seeds do worse with it, by {loss.mean():.1f} points in the mean",
+        f"{int((loss > 0).sum())} of {len(loss)} seeds do worse with it, by {loss.mean():.1f} points in the mean; the "
+        f"seeds' range holds 78 % {_spans(claims[0].epochs)}, and it beside the 79.6 % of 16 units {_spans(both)}",
+    )
+
+
+def _convolutions(results: Observations) -> Lesson:
+    cnn, mlp = Experiment(network="cnn"), Experiment()
+    count = len(results.accuracy[setting(cnn)])
+    reasons, gains = [], []
+    for lr in (mlp.lr, CONVERGED):
+        ours, theirs = (results.accuracy[setting(replace(each, lr=lr))][:count, :20] for each in (cnn, mlp))
+        gain = ours[:, -1] - theirs[:, -1]
+        gains.append(gain)
+        late = [f"{(each[:, -1] - each[:, -6]).mean():+.2f}" for each in (ours, theirs)]
+        reasons.append(
+            f"lr {lr:g}: {ours[:, -1].mean():.2f} % against {theirs[:, -1].mean():.2f} %, {gain.mean():+.2f} ± "
+            f"{_half_interval(gain):.2f} points (the last 5 epochs gave {late[0]} and {late[1]})"
+        )
+    seconds = [results.epoch_seconds[each.structure] for each in (cnn, mlp)]
+    under = "better" if gains[0].mean() > 0 else "worse"
+    sure = all(abs(gain.mean()) > _half_interval(gain) for gain in gains)
+    return Lesson(
+        7,
+        "next up, how this compares to CNNs",
+        [],
+        f"a CNN does {under} under the post's recipe, and {'better' if gains[1].mean() > 0 else 'worse'} at a rate of "
+        f"{CONVERGED:g}" + ("" if sure else ", though not beyond chance in both"),
+        f"{count} seeds, 20 epochs; {'; '.join(reasons)}; {cnn.parameters:,} parameters against {mlp.parameters:,}, "
+        f"{seconds[0]:.2f} s an epoch against {seconds[1]:.2f} s",
     )
 
 

@@ -35,13 +35,14 @@ def measure(device: jax.Device) -> list[Timing]:
     grid = [*((16, batch_size) for batch_size in BATCH_SIZES), *((width, 64) for width in WIDTHS if width != 16)]
     timings = []
     for width, batch_size in progress(grid, f"timing {device}"):
-        seconds = _seconds_per_step(device, width, batch_size) * TRAINING_IMAGES / batch_size
+        seconds = epoch_seconds(device, Experiment(hidden=(width,), batch_size=batch_size))
         timings.append(Timing(str(device), width, batch_size, seconds))
     return timings
 
 
-def _seconds_per_step(device: jax.Device, width: int, batch_size: int) -> float:
-    experiment = Experiment(hidden=(width,), batch_size=batch_size)
+def epoch_seconds(device: jax.Device, experiment: Experiment) -> float:
+    """What an epoch of training takes, timed as `measure` says."""
+    batch_size = experiment.batch_size
     start = jax.device_put(train.init(experiment, from_torch(torch_rng.init(experiment))), device)
 
     def seconds(steps: int) -> float:
@@ -57,4 +58,4 @@ def _seconds_per_step(device: jax.Device, width: int, batch_size: int) -> float:
 
     few, most = 4, max(8, TRAINING_IMAGES // batch_size)
     steps = int(np.clip(SECONDS / (seconds(few) / few), 8, most))
-    return seconds(steps) / steps
+    return seconds(steps) / steps * TRAINING_IMAGES / batch_size

@@ -6,29 +6,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_jax.lessons.claims import Claim, Lesson
+from fmnist.experiment import Experiment
+from fmnist_jax.lessons.claims import CONVERGED, Claim, Lesson, Setting, setting
 from fmnist_jax.lessons.latency import Timing
 from fmnist_jax.sweep.report import to_json
 
 Percents = NDArray[np.float64]
-Accuracy = dict[tuple[tuple[int, ...], bool], Percents]
+Accuracy = dict[Setting, Percents]
 
 
 def table(lessons: list[Lesson]) -> list[str]:
     """A line for each of the post's numbers, then one for each verdict."""
-    header = ("lesson", "claim", "post %", "ours %", "range", "reach it")
-    lines = ["{:<6}  {:<33} {:>6}  {:>13}  {:>12}  {:>8}".format(*header)]
+    header = ("lesson", "claim", "post %", "ours %", "range", "reach it", "spanned after")
+    lines = ["{:<6}  {:<33} {:>6}  {:>13}  {:>12}  {:>8}  {:>13}".format(*header)]
     for lesson in lessons:
         for claim in lesson.claims:
             ours = f"{claim.ours.mean():.2f} ± {claim.ours.std(ddof=1):5.2f}"
             extent = f"{claim.ours.min():.2f}–{claim.ours.max():.2f}"
             reached = f"{claim.reached}/{len(claim.ours)}"
             lines.append(
-                f"{lesson.number:<6}  {claim.what:<33} {claim.post:>6.1f}  {ours:>13}  {extent:>12}  {reached:>8}"
+                f"{lesson.number:<6}  {claim.what:<33} {claim.post:>6.1f}  {ours:>13}  {extent:>12}  {reached:>8}  "
+                f"{_extent(claim.epochs):>13}"
             )
     for lesson in lessons:
         lines.append(f'lesson {lesson.number}: "{lesson.words}" {lesson.verdict} ({lesson.reasons})')
     return lines
+
+
+def _extent(epochs: Sequence[int]) -> str:
+    return f"{epochs[0]}–{epochs[-1]} epochs" if epochs else "-"
 
 
 def as_json(lessons: list[Lesson], timings: list[Timing], environment: dict[str, Any]) -> bytes:
@@ -62,6 +68,7 @@ def _described(claim: Claim) -> dict[str, Any]:
         "reached": claim.reached,
         "seeds": len(claim.ours),
         "place": claim.place,
+        "spanned_after_epochs": claim.epochs,
         "ours": claim.ours,
     }
 
@@ -73,8 +80,14 @@ def draw(lessons: list[Lesson], accuracy: Accuracy, timings: list[Timing], data:
 
     from fmnist.runs.curves import BLUE, GREEN, ORANGE, finished
 
-    figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
-    softmax, units, epochs, eighty, device, layers = figure.subplots(2, 3).flat
+    figure = Figure(figsize=(16, 8), dpi=110, layout="constrained")
+    softmax, units, epochs, eighty, device, layers, convolutions, last = figure.subplots(2, 4).flat
+    last.remove()
+    numbers = {lesson.number: lesson.claims for lesson in lessons}
+
+    def mlp(*hidden: int, softmax_output: bool = False) -> Setting:
+        return setting(Experiment(hidden=hidden, softmax_output=softmax_output))
+
     cross = {"color": "black", "marker": "x", "markersize": 9, "markeredgewidth": 2, "linestyle": "none", "zorder": 5}
 
     def dots(axes: Any, groups: Sequence[tuple[str, Percents, float | None, str]]) -> None:
@@ -87,23 +100,33 @@ def draw(lessons: list[Lesson], accuracy: Accuracy, timings: list[Timing], data:
         axes.set_xticks(range(len(groups)), [name for name, *_ in groups])
         axes.set_xlim(-0.6, len(groups) - 0.4)
 
-    def bands(axes: Any, key: tuple[tuple[int, ...], bool], length: int, colour: str, label: str) -> None:
+    def spans(axes: Any, claim: Claim) -> None:
+        """Where the post's number lies within the seeds' range."""
+        for epoch in claim.epochs:
+            axes.plot([epoch - 0.5, epoch + 0.5], [claim.post] * 2, color="black", linewidth=3, solid_capstyle="butt")
+
+    def bands(axes: Any, key: Setting, length: int, colour: str, label: str, style: str = "-") -> None:
         values = accuracy[key][:, :length]
         steps = np.arange(1, length + 1)
-        axes.plot(steps, values.mean(axis=0), color=colour, label=label)
+        axes.plot(steps, values.mean(axis=0), style, color=colour, label=label)
         axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
     five = {key: values[:, 4] for key, values in accuracy.items()}
-    dots(softmax, [("softmax first", five[(4,), True], 19, ORANGE), ("logits", five[(4,), False], 39, BLUE)])
+    first, logits = five[mlp(4, softmax_output=True)], five[mlp(4)]
+    dots(softmax, [("softmax first", first, 19, ORANGE), ("logits", logits, 39, BLUE)])
     softmax.set_title("1  4 units after 5 epochs")
-    four, sixteen, more = (five[(width,), False] for width in (4, 16, 32))
+    four, sixteen, more = (five[mlp(width)] for width in (4, 16, 32))
     dots(units, [("4 units", four, None, ORANGE), ("16", sixteen, 65, BLUE), ("32", more, None, GREEN)])
     units.set_title("2  units, after 5 epochs")
-    bands(epochs, ((16,), False), 20, BLUE, "16 units: mean and range")
+    bands(epochs, mlp(16), 40, BLUE, "16 units: mean and range")
     epochs.plot([10, 20], [71, 79.6], label="the post", **cross)
+    for claim in numbers[3]:
+        spans(epochs, claim)
+    epochs.set_ylim(60, 83)
     epochs.set_title("3  10 and 20 epochs")
     epochs.legend(loc="lower right", frameon=False)
-    bands(eighty, ((16,), False), 40, BLUE, "16 units: mean and range")
+    bands(eighty, mlp(16), 40, BLUE, "16 units: mean and range")
+    spans(eighty, numbers[4][0])
     eighty.axhline(80, color="black", linestyle="--", linewidth=1)
     eighty.annotate("80 %", (1, 80), xytext=(0, 4), textcoords="offset points")
     eighty.set_ylim(70, 83)
@@ -117,23 +140,37 @@ def draw(lessons: list[Lesson], accuracy: Accuracy, timings: list[Timing], data:
             device.loglog(*zip(*sorted(points), strict=True), f"{marker}-", color=colour, label=f"{name}: {what}")
     device.set(xlabel="batch size or width", ylabel="seconds an epoch", title="5  latency and throughput")
     device.legend(loc="upper left", frameon=False)
-    bands(layers, ((16,), False), 20, BLUE, "16 units")
-    bands(layers, ((16, 16), False), 20, ORANGE, "16-16 units")
+    bands(layers, mlp(16), 40, BLUE, "16 units")
+    bands(layers, mlp(16, 16), 40, ORANGE, "16-16 units")
     layers.plot(20, 78, label="the post, 16-16 units", **cross)
+    spans(layers, numbers[6][0])
+    layers.set_ylim(40, 83)
     layers.set_title("6  a second hidden layer")
     layers.legend(loc="lower right", frameon=False)
+    for lr, style in ((Experiment.lr, "--"), (CONVERGED, "-")):
+        for colour, name, experiment in (
+            (ORANGE, "CNN", Experiment(network="cnn", lr=lr)),
+            (BLUE, "16 units", Experiment(lr=lr)),
+        ):
+            bands(convolutions, setting(experiment), 20, colour, f"{name}, lr {lr:g}", style)
+    convolutions.set_title("7  convolutions")
+    convolutions.legend(loc="lower right", frameon=False)
 
-    for axes in (softmax, units, epochs, eighty, layers):
+    for axes in (softmax, units, epochs, eighty, layers, convolutions):
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     for axes in (softmax, units):
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (softmax, eighty):
         axes.set_ylabel("correctly classified test images")
-    for axes in (epochs, eighty, layers):
+    for axes in (epochs, eighty, layers, convolutions):
         axes.set_xlabel("epochs")
     device.grid(alpha=0.3)
     device.spines[["top", "right"]].set_visible(False)
     seeds = len(lessons[0].claims[0].ours)
-    figure.suptitle(f"The post's lessons on {data}, {seeds} seeds; crosses: the post's numbers", fontsize=12)
-    return finished(figure, [epochs, eighty, layers])
+    figure.suptitle(
+        f"The post's lessons on {data}, {seeds} seeds; crosses: the post's numbers; black bars: the epochs after "
+        "which they lie within the seeds' range",
+        fontsize=12,
+    )
+    return finished(figure, [epochs, eighty, layers, convolutions])

@@ -104,7 +104,7 @@ def test_a_table_in_float32_is_told_where_only_float64_differs() -> None:
 
     sitting = Sitting.of(attending(), {}, "float32")
     text = report(examine(sitting, Held(Table(attending())), quick=True, stages=["outputs"], explains=False))
-    assert "float32 agrees: a constant or an operation may be float32 in the port" in text
+    assert "float32 agrees: what differs is less than its rounding, or something is float32 in the port" in text
 
 
 class Garbled(Batched):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from fmnist.data import Dataset, Split
+from fmnist.experiment import Experiment
 from fmnist_jax.lessons import __main__ as lessons
 from fmnist_jax.lessons import claims, latency, report
-from fmnist_jax.lessons.claims import Claim, Observations
+from fmnist_jax.lessons.claims import CONVERGED, Claim, Observations, Setting, setting
 from fmnist_jax.lessons.latency import Timing
 from tests.conftest import assert_one_line, here
 
@@ -28,22 +29,32 @@ def results(timings: list[Timing] = CPU, **after: np.ndarray) -> Observations:
     """What the post would have seen, but for some percents by network and epoch, e.g. `u16_e20`."""
     seen = {"u4_e5": 39, "s4_e5": 19, "u16_e5": 65, "u32_e5": 65.5, "u16_e10": 71, "u16_e20": 79.6, "u16_e40": 81.5}
     percents = (
-        {name: seeds_around(percent) for name, percent in seen.items()} | {"u16x16_e20": seeds_around(78)} | after
+        {name: seeds_around(percent) for name, percent in seen.items()}
+        | {
+            "u16x16_e20": seeds_around(78),
+            "fast_e20": seeds_around(85),
+            "cnn_e20": seeds_around(70),
+            "fastcnn_e20": seeds_around(90),
+        }
+        | after
     )
-    networks: dict[str, tuple[tuple[int, ...], bool, int]] = {
-        "u4": ((4,), False, 5),
-        "s4": ((4,), True, 5),
-        "u16": ((16,), False, 40),
-        "u32": ((32,), False, 5),
-        "u16x16": ((16, 16), False, 20),
+    networks = {
+        "u4": Experiment(hidden=(4,), epochs=5),
+        "s4": Experiment(hidden=(4,), epochs=5, softmax_output=True),
+        "u16": Experiment(epochs=40),
+        "u32": Experiment(hidden=(32,), epochs=5),
+        "u16x16": Experiment(hidden=(16, 16), epochs=40),
+        "fast": Experiment(lr=CONVERGED),
+        "cnn": Experiment(network="cnn"),
+        "fastcnn": Experiment(network="cnn", lr=CONVERGED),
     }
-    accuracy = {}
-    for network, (hidden, softmax_output, epochs) in networks.items():
-        accuracy[hidden, softmax_output] = np.full((SEEDS, epochs), 10.0)
+    accuracy: dict[Setting, np.ndarray] = {}
+    for network, experiment in networks.items():
+        accuracy[setting(experiment)] = np.full((SEEDS, experiment.epochs), 10.0)
         for name, values in percents.items():
             if name.startswith(f"{network}_e"):
-                accuracy[hidden, softmax_output][:, int(name.partition("_e")[2]) - 1] = values
-    return Observations(list(range(SEEDS)), accuracy, timings)
+                accuracy[setting(experiment)][:, int(name.partition("_e")[2]) - 1] = values
+    return Observations(list(range(SEEDS)), accuracy, timings, {"784-16-10": 0.05, "conv 8-16": 2.0})
 
 
 def verdict(number: int, timings: list[Timing] = CPU, **after: np.ndarray) -> str:
@@ -91,8 +102,32 @@ def test_a_claim_counts_who_reaches_it() -> None:
 
 def test_the_table_has_every_number_and_verdict() -> None:
     lines = report.table(claims.conclude(results(u16_e20=seeds_around(77.5))))
-    assert "3       16 units, 20 epochs                 79.6  77.50 ±  0.62   76.50–78.50      0/20" in lines
-    assert sum(line.startswith("lesson ") for line in lines) == 1 + 6
+    assert (
+        "3       16 units, 20 epochs                 79.6  77.50 ±  0.62   76.50–78.50      0/20              -"
+        in lines
+    )
+    assert sum(line.startswith("lesson ") for line in lines) == 1 + 7
+
+
+def test_the_epochs_are_told_after_which_the_seeds_span_a_number() -> None:
+    """The post's 79.6 % and 78 % after 20 epochs, as if 30 had been trained."""
+    later = {
+        f"{name}_e{epoch}": seeds_around(percent)
+        for name, percent in (("u16", 79.8), ("u16x16", 78.2))
+        for epoch in (30, 31)
+    }
+    lessons = claims.conclude(results(CPU, u16_e20=seeds_around(77.5), u16x16_e20=seeds_around(74), **later))
+    assert lessons[2].claims[1].epochs == lessons[5].claims[0].epochs == [30, 31]
+    assert "79.6 % after 30 to 31 epochs" in lessons[2].reasons
+    assert lessons[5].reasons.endswith("and it beside the 79.6 % of 16 units after 30 to 31 epochs")
+
+
+def test_the_cnn_is_compared_at_both_rates() -> None:
+    lesson = claims.conclude(results())[6]
+    assert lesson.verdict == "a CNN does worse under the post's recipe, and better at a rate of 0.1"
+    assert "9,098 parameters against 12,730, 2.00 s an epoch against 0.05 s" in lesson.reasons
+    worse = claims.conclude(results(fastcnn_e20=seeds_around(84)))[6]
+    assert worse.verdict.endswith("and worse at a rate of 0.1")
 
 
 def test_three_seeds_end_to_end(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +141,7 @@ def test_three_seeds_end_to_end(dataset: Dataset, tmp_path: Path, monkeypatch: p
     done = here("fmnist_jax.lessons", "--seeds", "0-1", "7", "--output", str(tmp_path), **ONE_DEVICE)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "lessons.json").read_text())
-    assert [lesson["lesson"] for lesson in found["lessons"]] == [1, 2, 3, 4, 5, 6]
+    assert [lesson["lesson"] for lesson in found["lessons"]] == [1, 2, 3, 4, 5, 6, 7]
     assert all(len(claim["ours"]) == 3 for lesson in found["lessons"] for claim in lesson["claims"])
     assert found["environment"]["data"]["name"] == "few images"
     timed = {(timing["width"], timing["batch_size"]) for timing in found["timings"]}

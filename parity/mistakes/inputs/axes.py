@@ -8,11 +8,16 @@ from parity.mistakes.mistake import Diff, Mistake
 
 
 def _is_colour(entry: Tensor) -> bool:
-    return is_images(entry) and entry.shape[1] in (3, 4)
+    return is_images(entry) and entry.ndim == 4 and entry.shape[1] in (3, 4)
+
+
+def _is_picture(entry: Tensor) -> bool:
+    """Real-valued with channels, or bytes, which may have none."""
+    return is_images(entry) or (entry.dtype == torch.uint8 and entry.dim() in (3, 4))
 
 
 def _is_square(entry: Tensor) -> bool:
-    return is_images(entry) and entry.shape[2] == entry.shape[3]
+    return _is_picture(entry) and entry.shape[-1] == entry.shape[-2]
 
 
 def _is_rows(entry: Tensor) -> bool:
@@ -47,7 +52,7 @@ MISTAKES = (
             ),
         ),
         ("jax: numpy.transpose",),
-        entry_as(lambda entry, _: entry.transpose(2, 3), _is_square),
+        entry_as(lambda entry, _: entry.transpose(-2, -1), _is_square),
     ),
     Mistake(
         "D006",
@@ -62,7 +67,9 @@ MISTAKES = (
         ),
         ("numpy: flip",),
         entry_as(
-            lambda entry, value: entry.flip(2 if value == "upside down" else 3), is_images, ("upside down", "mirrored")
+            lambda entry, value: entry.flip(-2 if value == "upside down" else -1),
+            _is_picture,
+            ("upside down", "mirrored"),
         ),
     ),
     Mistake(

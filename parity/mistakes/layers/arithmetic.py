@@ -11,6 +11,8 @@ from parity.mistakes.tries import calls
 from parity.reference.rewrite import Call
 
 BITS = {"bfloat16": 8, "float16": 11}
+OPERANDS = {"TF32": (11, True), "TF32, cut off": (11, False), "bfloat16 as a TPU does": (8, True)}
+"""Significant bits of a product's operands, whose sums are kept in float32; rounded, or cut off."""
 
 
 class _Rounded(torch.autograd.Function):
@@ -42,6 +44,48 @@ def _narrow_product(call: Call, name: str) -> Any:
         else call["bias"].view(-1, *(1 for _ in call["weight"][0, 0].shape))
     )
     return rounded(rounded(call.run(**narrow, bias=None)) + rounded(shift))
+
+
+def _kept(values: Tensor, bits: int, nearest: bool) -> Tensor:
+    mantissa, exponent = torch.frexp(values)
+    whole = torch.round(mantissa * 2**bits) if nearest else torch.trunc(mantissa * 2**bits)
+    return torch.ldexp(whole / 2**bits, exponent)
+
+
+class _Coarse(torch.autograd.Function):
+    """A product of operands with few bits, on the way back as well."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Any, keep: Any, one: Tensor, other: Tensor) -> Tensor:
+        ctx.product, ctx.keep = product, keep
+        operands = keep(one), keep(other)
+        ctx.save_for_backward(*operands)
+        result: Tensor = product(*operands)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        operands = [operand.detach().requires_grad_() for operand in ctx.saved_tensors]
+        with torch.enable_grad():
+            result = ctx.product(*operands)
+        return None, None, *torch.autograd.grad(result, operands, ctx.keep(grads[0]))
+
+
+def _coarse_product(call: Call, name: str) -> Any:
+    names = ("input", "other") if call.site.function == "matmul" else ("input", "weight")
+    bits, nearest = OPERANDS[name]
+    rest = {} if call.site.function == "matmul" else {"bias": None}
+    result: Tensor = _Coarse.apply(
+        lambda *operands: call.run(**dict(zip(names, operands, strict=True)), **rest),
+        lambda values: _kept(values, bits, nearest),
+        *(call[name] for name in names),
+    )
+    bias = None if call.site.function == "matmul" else call["bias"]
+    if bias is None:
+        return result
+    return result + (
+        bias if call.site.function == "linear" else bias.view(-1, *(1 for _ in call["weight"][0, 0].shape))
+    )
 
 
 def _is_term(call: Call) -> bool:
@@ -108,6 +152,10 @@ MISTAKES = (
             ),
         ),
         ("jax#10413", "jax#7010", "jax#18934", "transformers#15754"),
-        calls("linear matmul conv1d conv2d", _narrow_product, tuple(BITS)),
+        calls(
+            "linear matmul conv1d conv2d",
+            lambda call, name: (_narrow_product if name in BITS else _coarse_product)(call, name),
+            (*BITS, *OPERANDS),
+        ),
     ),
 )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.nn import functional
 
 from parity.mistakes.mistake import Diff, Mistake, Subject, Try
@@ -58,6 +59,21 @@ def _another_pool(call: Call) -> Any:
     takes_largest, count = call.site.function.startswith("max"), call.site.function[-2:]
     pool = getattr(functional, f"{'avg' if takes_largest else 'max'}_pool{count}")
     return pool(call["input"], call["kernel_size"], call["stride"], call["padding"] or 0)
+
+
+def _is_halving(call: Call) -> bool:
+    stride = call["kernel_size"] if call["stride"] is None else call["stride"]
+    return {*_each(call["kernel_size"], 2), *_each(stride, 2)} == {2} and not _is_padded(call)
+
+
+def _shared(call: Call, how: str) -> Any:
+    """torch's own maximum of two and of many share a gradient among equal values."""
+    x = call["input"]
+    rows, columns = (size // 2 * 2 for size in x.shape[-2:])
+    first, second, third, fourth = (x[..., row:rows:2, column:columns:2] for row in (0, 1) for column in (0, 1))
+    if how == "by pairs":
+        return torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth))
+    return torch.stack((first, second, third, fourth)).amax(0)
 
 
 def _zero_padded(call: Call) -> Any:
@@ -234,6 +250,22 @@ MISTAKES = (
             (1, 2, 3),
             was=lambda call: _each(call["kernel_size"] if call["stride"] is None else call["stride"], 1)[0],
         ),
+    ),
+    Mistake(
+        "C036",
+        "pool-gradient-shared",
+        "where values of a window are equal, {place} shares their gradient {value}, the reference gives it to the first",
+        "torch's max pool and flax's send a gradient to the first of the largest values. `.max()` over a reshaped array "
+        "shares it, and so does jnp.maximum. Equal values come from equal pixels: black borders, saturated patches.",
+        (
+            Diff(
+                "",
+                "nn.max_pool(x, (2, 2), strides=(2, 2))",
+                "x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))",
+            ),
+        ),
+        ("torch: MaxPool2d", "jax: numpy.maximum"),
+        calls("max_pool2d", _shared, ("equally", "by pairs"), when=_is_halving),
     ),
     Mistake(
         "F038",
