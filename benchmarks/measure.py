@@ -112,7 +112,7 @@ def workers(folder: Path, cold: bool) -> Iterator[Workers]:
 
 def steady_state(workers: Workers, rounds: int, steps: int | None) -> dict[str, Epochs]:
     """Each side's training epochs, or so many full batches of one."""
-    settings = {side: Setting(members=side.members, steps=steps) for side in SIDES}
+    settings = {side: Setting(side.network, members=side.members, steps=steps) for side in SIDES}
     compiling: dict[str, float | None] = {}
     for side, worker in workers.items():
         _say(f"steady state, compiling: {side.name}")
@@ -141,7 +141,7 @@ def growth(workers: Workers, rounds: int, grids: dict[str, Sequence[int]], steps
             _say(f"growth: {axis} {size}")
             settings = {}
             for side, worker in taking_part.items():
-                setting = replace(Setting(steps=steps), **{axis: size})
+                setting = replace(Setting(steps=steps), **{axis: size})  # type: ignore[arg-type]
                 settings[side] = _sized(worker, setting) if steps is None else setting
                 worker.prepare(settings[side])
             seconds: dict[str, list[float]] = {side.name: [] for side in taking_part}

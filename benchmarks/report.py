@@ -47,9 +47,10 @@ class Results:
         return {side.name: [each / side.members for each in self.seconds(part)[side.name]] for side in SIDES}
 
     def ratio(self, part: str, side: str) -> Spread:
-        """How many times as long as the base a side takes for a model, over the rounds that both have."""
+        """How many times as long as its base a side takes for a model, over the rounds that both have."""
         figures = self.per_model(part)
-        return spread(ratios(figures[side], figures[BASE]))
+        base = next(each.base for each in SIDES if each.name == side)
+        return spread(ratios(figures[side], figures[base]))
 
 
 class Table(NamedTuple):
@@ -188,7 +189,8 @@ def _whole(results: Results) -> Table:
     return Table(
         "whole",
         f"Whole processes, {counted(results.epochs, 'epoch')} and as many test passes",
-        "From the command to its end, with the data and the compiled programs in their caches.",
+        "From the command to its end, with the data and the compiled programs in their caches; CNNs are trained for "
+        "five epochs at most, and held against each other.",
         ("side", "runs", "models", "s", "min–max", "CPU s", "peak MiB", f"÷ {BASE}", "min–max"),
         rows,
     )

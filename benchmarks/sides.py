@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fmnist.experiment import TRAINING_IMAGES, Experiment
 from fmnist.runs.curves import BLUE, GREEN, GREY, ORANGE, SKY
@@ -16,6 +16,7 @@ MEMBERS = 64
 class Setting:
     """What a turn trains."""
 
+    network: Literal["mlp", "cnn"] = "mlp"
     width: int = 16
     batch_size: int = 64
     members: int = 1
@@ -31,6 +32,8 @@ class Setting:
     @property
     def experiment(self) -> Experiment:
         """One member's experiment."""
+        if self.network == "cnn":
+            return Experiment(network="cnn", batch_size=self.batch_size)
         return Experiment(hidden=(self.width,), batch_size=self.batch_size)
 
 
@@ -80,13 +83,27 @@ class Side:
     most_rounds: int | None = None
     """Whole runs at most, for a side that takes minutes."""
 
+    network: Literal["mlp", "cnn"] = "mlp"
+
+    most_epochs: int | None = None
+    """Epochs of a whole run at most, for the same reason."""
+
     reads_raw: bool = False
     """Whether `--data` is torchvision's own folder, which is written beside."""
+
+    @property
+    def base(self) -> str:
+        """The side that it is held against."""
+        return BASE if self.network == "mlp" else f"{BASE}, CNN"
 
     def command(self, epochs: int, data: str | None, folder: Path) -> list[str]:
         """A whole run's command line."""
         place = str(folder) if self.reads_raw else data
-        arguments = ["--epochs", str(epochs), *([] if place is None else ["--data", place])]
+        arguments = [
+            "--epochs",
+            str(min(epochs, self.most_epochs or epochs)),
+            *([] if place is None else ["--data", place]),
+        ]
         return [sys.executable, "-m", *self.program, *arguments]
 
 
@@ -111,6 +128,28 @@ SIDES = (
         "benchmarks.jax_turns:population",
         axes=("members",),
         members=MEMBERS,
+    ),
+    Side(
+        "fmnist_torch, CNN",
+        BLUE,
+        "P",
+        ("fmnist_torch.train", "--network", "cnn"),
+        "benchmarks.torch_turns:eager",
+        axes=(),
+        most_rounds=3,
+        network="cnn",
+        most_epochs=5,
+    ),
+    Side(
+        "fmnist_jax, CNN",
+        ORANGE,
+        "X",
+        ("fmnist_jax.train", "--network", "cnn"),
+        "benchmarks.jax_turns:one_model",
+        axes=(),
+        most_rounds=3,
+        network="cnn",
+        most_epochs=5,
     ),
 )
 

@@ -254,9 +254,9 @@ MISTAKES = (
     Mistake(
         "C036",
         "pool-gradient-shared",
-        "where values of a window are equal, {place} shares their gradient {value}, the reference gives it to the first",
-        "torch's max pool and flax's send a gradient to the first of the largest values. `.max()` over a reshaped array "
-        "shares it, and so does jnp.maximum. Equal values come from equal pixels: black borders, saturated patches.",
+        "the gradient of equal values in a window of {place} is shared {value}, the reference's goes to the first",
+        "torch's max pool and flax's send a gradient to the first of the largest values. `.max()` over a reshaped "
+        "array shares it, and so does jnp.maximum. Equal values come of equal pixels: black borders, white patches.",
         (
             Diff(
                 "",
