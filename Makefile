@@ -34,6 +34,8 @@ examples:
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.peers
 
 # One thread each: processes that wait for each other's threads take many times as long.
 test: $(INSTALLED)

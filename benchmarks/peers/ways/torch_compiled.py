@@ -1,0 +1,10 @@
+"""The same with its step under `torch.compile(mode="reduce-overhead")`."""
+
+import torch
+
+from benchmarks.peers.ways import torch_loop
+from benchmarks.peers.data import Data, Done
+
+
+def fit(data: Data, epochs: int, done: Done) -> None:
+    torch_loop.fit(data, epochs, done, torch.compile(torch_loop.train_step, mode="reduce-overhead"))
