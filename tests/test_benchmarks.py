@@ -1,5 +1,6 @@
 """The benchmarks: that they measure every side, and that what they tell follows from what they measured."""
 
+import importlib
 import json
 import math
 import platform
@@ -9,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ from torchvision.transforms import ToTensor
 
 from benchmarks import machine, measure, post, raw, report
 from benchmarks.figures import overhead_end, ratios, spread
+from benchmarks.peers import data as peers
 from benchmarks.picture import draw
 from benchmarks.sides import SIDES, Environment
 from fmnist.command import Failure
 from fmnist.data import Dataset
 from fmnist.experiment import Experiment
+from fmnist_jax import torch_rng
 from fmnist_torch import train
 from fmnist_torch.model import init
 from tests.conftest import assert_one_line, command, here
@@ -147,3 +151,18 @@ def test_files_are_named_after_the_hardware() -> None:
     cpu = {"cpu": "AMD EPYC", "cores": 2, "accelerators": []}
     assert machine.file_name(cpu) == "amd-epyc-2-cores"
     assert machine.file_name({**cpu, "accelerators": ["NVIDIA H100 80GB HBM3"]}) == "nvidia-h100-80gb-hbm3"
+
+
+@pytest.mark.parametrize("way", ["flax_loop", "nnx_loop", "equinox_loop", "torch_compiled"])
+def test_a_peer_ends_where_torch_s_loop_does(way: str, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    train, test = dataset.train, dataset.test
+    images, test_images = (
+        np.divide(each.reshape(-1, 784), 255, dtype=np.float32) for each in (train.images[:640], test.images[:500])
+    )
+    data = peers.Data(images, train.labels[:640], test_images, test.labels[:500], torch_rng.init(Experiment()))
+    told: dict[str, list[float]] = {"torch_loop": [], way: []}
+    for name, accuracies in told.items():
+        importlib.import_module(f"benchmarks.peers.ways.{name}").fit(data, 3, accuracies.append)
+    assert len(told[way]) == 3
+    np.testing.assert_allclose(told[way], told["torch_loop"], atol=1 / 500 + 1e-6)

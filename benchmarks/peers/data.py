@@ -27,8 +27,8 @@ class Data(NamedTuple):
 def load(place: str | None) -> Data:
     """What `--data` asks for; the parameters are those that torch draws from seed 0."""
     dataset = load_dataset(place)
-    splits = [
-        (split.images.reshape(-1, PIXELS) / np.float32(255), split.labels) for split in (dataset.train, dataset.test)
-    ]
-    (images, labels), (test_images, test_labels) = splits
-    return Data(images, labels, test_images, test_labels, torch_rng.init(Experiment()))
+    train, test = dataset.train, dataset.test
+    images, test_images = (
+        np.divide(each.reshape(-1, PIXELS), 255, dtype=np.float32) for each in (train.images, test.images)
+    )
+    return Data(images, train.labels, test_images, test.labels, torch_rng.init(Experiment()))

@@ -2,8 +2,8 @@
 
 import torch
 
-from benchmarks.peers.ways import torch_loop
 from benchmarks.peers.data import Data, Done
+from benchmarks.peers.ways import torch_loop
 
 
 def fit(data: Data, epochs: int, done: Done) -> None:
