@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults mistakes lessons bench docs examples test lint crash
+.PHONY: train parity faults mistakes lessons bench docs examples test lint crash accelerator accelerator-rehearsal
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -36,6 +36,13 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers
+
+# In the environment at hand: it needs jax, flax, optax, chex, torch, numpy, scipy, matplotlib, rich, psutil, safetensors, pytest.
+accelerator:
+	$(PYTHON) -m benchmarks.accelerator
+
+accelerator-rehearsal:
+	$(PYTHON) -m benchmarks.accelerator --rehearsal --limit 600
 
 # One thread each: processes that wait for each other's threads take many times as long.
 test: $(INSTALLED)

@@ -8,8 +8,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
-
 from fmnist.command import UsageError, say_once
 
 # What a file system answers that cannot flush, rather than one that failed to.
@@ -141,10 +139,12 @@ def _say_unsafe(folder: Path, error: OSError) -> None:
 
 
 def cache_folder() -> Path | None:
-    """The user's folder for what is kept between runs; None where the user has no home."""
+    """The user's folder for what is kept between runs; None where the user has no home, or platformdirs is missing."""
     try:
-        return Path(platformdirs.user_cache_dir("fmnist-parity"))
-    except RuntimeError:
+        from platformdirs import user_cache_dir
+
+        return Path(user_cache_dir("fmnist-parity"))
+    except (ImportError, RuntimeError):
         return None
 
 

@@ -118,6 +118,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], name: str, code: int
 
 @pytest.fixture(autouse=True)
 def accelerator(request: pytest.FixtureRequest) -> None:
-    """Tests marked `accelerator` run wherever JAX finds one."""
-    if request.node.get_closest_marker("accelerator") and jax.default_backend() == "cpu":
+    """Tests marked `accelerator` run wherever JAX finds one, and in a rehearsal."""
+    rehearses = "ACCELERATOR_REHEARSAL" in os.environ
+    if request.node.get_closest_marker("accelerator") and jax.default_backend() == "cpu" and not rehearses:
         pytest.skip("no accelerator: JAX finds the CPU only")

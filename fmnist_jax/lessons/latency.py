@@ -12,8 +12,8 @@ from fmnist.runs.lines import progress
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch
 
-BATCH_SIZES = (16, 64, 256, 1024, 4096)
-WIDTHS = (16, 64, 256, 1024, 4096)
+BATCH_SIZES: tuple[int, ...] = (16, 64, 256, 1024, 4096)
+WIDTHS: tuple[int, ...] = (16, 64, 256, 1024, 4096)
 SECONDS = 0.25
 
 

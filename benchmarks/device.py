@@ -1,0 +1,92 @@
+"""How fast a device trains, as JSON: `python -m benchmarks.device`."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fmnist import command
+from fmnist.command import option, parse, say
+from fmnist.experiment import PIXELS, TRAINING_IMAGES, Experiment
+from fmnist_jax import train
+from fmnist_jax.lessons import latency
+from fmnist_jax.sweep import population
+
+NAME = "benchmarks.device"
+MEMBERS, QUICK_MEMBERS = (1, 64, 1024, 4096), (1, 4)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How thoroughly is measured."""
+
+    quick: bool = option(False, "Small sizes, to see that it works.")
+
+
+def fastest(function: Any, times: int = 3) -> float:
+    """Seconds of the fastest of some calls after a first one."""
+    taken = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:])
+
+
+def launches(steps: int) -> float:
+    """Seconds of a loop's step that does next to nothing: what no program of such a loop can be faster than."""
+
+    @jax.jit
+    def loop(start: jax.Array) -> jax.Array:
+        return lax.scan(lambda carry, _: (carry * 1.0001, None), start, None, length=steps)[0]
+
+    return fastest(lambda: loop(jnp.ones(8))) / steps
+
+
+def members(count: int, steps: int) -> float:
+    """Seconds of a step of a population."""
+    experiment = Experiment()
+    images = jnp.full((steps * experiment.batch_size, PIXELS), 0.5)
+    labels = jnp.zeros(len(images), jnp.int32)
+    one = population.init([experiment])
+    start = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), one)
+    return fastest(lambda: population.train_epoch(jax.device_put(start), images, labels, experiment.batch_size)) / steps
+
+
+def main() -> None:
+    options = parse(DeviceOptions, sys.argv[1:], NAME, "Time this machine's device.")
+    device = jax.devices()[0]
+    if options.quick:
+        latency.BATCH_SIZES = latency.WIDTHS = (16, 64)
+        latency.SECONDS = 0.01
+    steps = 20 if options.quick else 200
+    limit = launches(steps)
+    per_step = {
+        experiment.structure: latency.epoch_seconds(device, experiment) / (TRAINING_IMAGES / experiment.batch_size)
+        for experiment in (Experiment(), Experiment(network="cnn"))
+    }
+    populations = {count: members(count, steps) for count in (QUICK_MEMBERS if options.quick else MEMBERS)}
+    kinds = {each.platform: each for each in [*train.cpu_devices(), device]}
+    told = {
+        "device": str(device.device_kind) if device.platform != "cpu" else "cpu",
+        "Steady state": [
+            {"network": name, "µs a step": f"{1e6 * each:.0f}", "share of an empty step": f"{limit / each:.0%}"}
+            for name, each in per_step.items()
+        ],
+        "Populations": [
+            {"members": count, "µs a step": f"{1e6 * each:.0f}", "µs a member": f"{1e6 * each / count:.2f}"}
+            for count, each in populations.items()
+        ],
+        "Lesson 5: seconds an epoch": [timing._asdict() for each in kinds.values() for timing in latency.measure(each)],
+    }
+    say(json.dumps(told))
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main, NAME))
