@@ -34,6 +34,8 @@ class Program:
     """Cases of the program's own."""
     frozen: frozenset[str] = frozenset()
     """Parameters that are never trained: they keep their values, for they may be tables that a port computes."""
+    clips: bool = False
+    """Whether it clips gradients."""
     has_init: bool = False
     has_epoch: bool = False
     has_evaluate: bool = False
@@ -100,6 +102,10 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
         large = tuple(inputs(batch, scaled["large"]) for batch in batches)
         yield Case("shaken, large inputs", "train_steps", shaken, large)
     yield from in_float64(Case("float64", "train_steps", shaken, batches))
+    if program.clips:
+        # Gradients that no limit is reached by.
+        tiny = {name: array * np.float32(0.02) if name in trained else array for name, array in shaken.items()}
+        yield Case("tiny parameters", "train_steps", tiny, batches)
     both: tuple[tuple[Call, bool], ...] = (("train_epoch", program.has_epoch), ("evaluate", program.has_evaluate))
     for call in (call for call, offered in both if offered):
         yield Case("all batches", call, shaken, program.batches)

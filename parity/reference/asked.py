@@ -280,5 +280,6 @@ def _program(reference: Reference, offers: Mapping[str, Any]) -> Program:
     offered = [bool(getattr(reference, name)) and name in offers.get("offers", ()) for name in OPTIONAL]
     frozen = frozenset(name for name, parameter in trained.items() if not parameter.requires_grad)
     batches = tuple(reference.batches)
-    program = Program(state, frozenset(trained), frozenset(running), tied, batches, (), frozen, *offered)
+    clips = reference.clip is not None
+    program = Program(state, frozenset(trained), frozenset(running), tied, batches, (), frozen, clips, *offered)
     return replace(program, further=tuple(reference.cases(program))) if reference.cases else program

@@ -122,6 +122,8 @@ class Site:
     """That module's class: `LayerNorm`."""
     index: int
     """Which of the calls of this function in one run of that forward."""
+    run: int = 0
+    """Which of the runs of a module without parameters, that a forward runs several times: a dropout that is shared."""
     line: str = field(default="", compare=False)
     """Where the program's author wrote it: `program.py:31`."""
 
@@ -153,6 +155,7 @@ class Call:
 
 
 Change = Callable[[Call], Any]
+MOST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class Calls(TorchFunctionMode):
         self.edit, self.found = edit, found
         self.stack: list[tuple[str, str]] = [("loss", "")]
         self.counts: list[dict[str, int]] = [{}]
+        self.runs = [0]
         self.changing = False
 
     @contextmanager
@@ -234,7 +238,11 @@ class Calls(TorchFunctionMode):
         """The mode, with hooks on every module's forward."""
 
         def enter(module: nn.Module, *_: Any) -> None:
-            above = self.stack[-1][0]
+            above, within = self.stack[-1][0], self.counts[-1]
+            run = within.get(f"run {id(module)}", 0)
+            within[f"run {id(module)}"] = run + 1
+            # A cell that a loop runs is one place, and so is what runs too often to be told apart.
+            self.runs.append(0 if next(module.parameters(), None) is not None else min(run, MOST_RUNS))
             unnamed = f"{above}.{module.label}" if hasattr(module, "label") else above, type(module).__name__
             self.stack.append(self.names.get(id(module), unnamed))
             self.counts.append({})
@@ -242,6 +250,7 @@ class Calls(TorchFunctionMode):
         def leave(*_: Any) -> None:
             self.stack.pop()
             self.counts.pop()
+            self.runs.pop()
 
         hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
         try:
@@ -259,7 +268,7 @@ class Calls(TorchFunctionMode):
         module, kind = self.stack[-1]
         index = self.counts[-1].get(name, 0)
         self.counts[-1][name] = index + 1
-        site = Site(name, module, kind, index)
+        site = Site(name, module, kind, index, self.runs[-1])
         if self.edit is not None and site in self.edit.sites:
             self.changing = True
             try:
@@ -310,6 +319,7 @@ def places(found: Sequence[Site]) -> Iterator[tuple[str, frozenset[Site]]]:
         groups.setdefault(f"every {site.kind or 'call'}", []).append(site)
         groups.setdefault(site.pattern, []).append(site)
         groups.setdefault(f"{site.pattern}#{site.index}", []).append(site)
+        groups.setdefault(f"{site.pattern}#{site.index}.{site.run}", []).append(site)
     for name, group in (("everywhere", list(found)), *groups.items(), *((site.module, [site]) for site in found)):
         key = frozenset(group)
         if key and key not in told:
