@@ -97,6 +97,11 @@ class Experiment:
                 raise complaint(self, name, getattr(self, name))
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of every layer of the MLP, from the 784 pixels to the 10 classes."""
+        return (PIXELS, *self.hidden, CLASSES)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every tensor of the network's `state_dict`, in its order."""
         layers: dict[str, tuple[int, ...]] = {}
@@ -105,7 +110,7 @@ class Experiment:
                 layers[f"conv{layer}"] = (after, before, 3, 3)
             layers["fc"] = (CLASSES, self.channels[-1] * (SIDE >> len(self.channels)) ** 2)
         else:
-            for layer, (fan_in, fan_out) in enumerate(itertools.pairwise((PIXELS, *self.hidden, CLASSES)), 1):
+            for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(self.widths), 1):
                 layers[f"fc{layer}"] = (fan_out, fan_in)
         return {
             f"{layer}.{kind}": of_kind
@@ -116,7 +121,7 @@ class Experiment:
     @property
     def structure(self) -> str:
         """The network in a word: `784-16-10`, or `conv 8-16` for a CNN of two convolutions."""
-        widths = self.channels if self.network == "cnn" else (PIXELS, *self.hidden, CLASSES)
+        widths = self.channels if self.network == "cnn" else self.widths
         return ("conv " if self.network == "cnn" else "") + "-".join(map(str, widths))
 
     @property

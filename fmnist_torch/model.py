@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from fmnist.experiment import CLASSES, PIXELS, SIDE, Experiment, StateDict
+from fmnist.experiment import CLASSES, SIDE, Experiment, StateDict
 
 
 class ShallowNetwork(nn.Module):
@@ -18,7 +18,7 @@ class ShallowNetwork(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.softmax_output = experiment.softmax_output
-        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise((PIXELS, *experiment.hidden, CLASSES)), 1):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(experiment.widths), 1):
             self.add_module(f"fc{layer}", nn.Linear(fan_in, fan_out))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ ALLOWED = {
     "parity.port.adapters": {"flax", "jax", "optax"},
     "fmnist_jax.port": {"fmnist", "parity", "flax", "jax", "optax"},
     "benchmarks": {"fmnist", "fmnist_jax", "fmnist_torch", "flax", "jax", "torch", "torchvision"},
+    "benchmarks.peers.ways": {"flax", "jax", "optax", "torch"},
 }
 # Imports that have to wait until a function is called.
 LATE = {("fmnist.data", "torchvision")}

@@ -35,7 +35,7 @@ TRAINED = (
     (Experiment(network="cnn", epochs=20), Experiment(network="cnn", epochs=20, lr=CONVERGED)),
 )
 CNN_SEEDS = 4
-"""As many as take less than ten minutes on two cores, at two rates."""
+"""A CNN takes a hundred times as long: at two rates these are a quarter of an hour on two cores."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ def test_both_sides_write_the_same_files(trained: dict[str, Trained], dataset: D
     assert (reference / "config.json").read_bytes() == (mirror / "config.json").read_bytes()
     config = json.loads((mirror / "config.json").read_text())
     assert config == {
+        "network": "mlp",
         "hidden": [16],
+        "channels": [8, 16],
         "softmax_output": False,
         "batch_size": 64,
         "lr": 0.001,

@@ -32,7 +32,7 @@ from fmnist_torch.model import init, to_numpy
 from fmnist_torch.reference import references
 from parity.exam import judge
 from parity.port.held import Held
-from tests.conftest import command
+from tests.conftest import here
 from tests.programs.test_mirror import arrays, reference_epoch, start
 from tests.programs.test_reference import PostData, our_script
 
@@ -155,7 +155,7 @@ def test_a_run_that_is_resumed_ends_at_the_same_bits(tmp_path: Path) -> None:
     for side in ("fmnist_jax", "fmnist_torch"):
         whole, parts = tmp_path / side / "whole", tmp_path / side / "parts"
         for folder, epochs, more in ((whole, "2", ()), (parts, "1", ()), (parts, "2", ("--resume",))):
-            done = command(f"{side}.train", *flags, "--epochs", epochs, "--output", str(folder), *more)
+            done = here(f"{side}.train", *flags, "--epochs", epochs, "--output", str(folder), *more)
             assert done.returncode == 0, done.stderr
         assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
         assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()

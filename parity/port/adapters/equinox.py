@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from parity.port.adapters.chance import median_key
+from parity.port.adapters.equinox_state import by_name, state_indices
 from parity.port.adapters.functions import FunctionsPort, of_module
 
 
@@ -33,10 +34,10 @@ def from_equinox(
     import jax
 
     params, static = eqx.partition(module, eqx.is_inexact_array)
-    indices = _indices(jax, eqx, module)
+    indices = state_indices(module)
 
     def read(held: Any) -> dict[str, Any]:
-        return {path: _by_name(held.get(index)) for path, index in indices.items()}
+        return {path: by_name(held.get(index)) for path, index in indices.items()}
 
     def apply(params: Any, stats: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         made = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
@@ -53,23 +54,3 @@ def from_equinox(
 
     stats = jax.tree.map(np.asarray, read(state))  # of weak types Equinox would make others
     return of_module(apply, loss, optimizer, params=params, stats=stats, **options)
-
-
-def _by_name(held: Any) -> Any:
-    """A batch norm keeps a pair."""
-    return {"mean": held[0], "var": held[1]} if isinstance(held, tuple) and len(held) == 2 else held
-
-
-def _indices(jax: Any, eqx: Any, module: Any) -> dict[str, Any]:
-    """Where a module's parts keep what they change, by path: a pair by its part's, all else by its own."""
-
-    def has_index(part: Any) -> bool:
-        return isinstance(part, eqx.Module) and any(isinstance(one, eqx.nn.StateIndex) for one in vars(part).values())
-
-    indices = {}
-    for path, part in jax.tree_util.tree_flatten_with_path(module, is_leaf=has_index)[0]:
-        for name, index in vars(part).items() if has_index(part) else ():
-            if isinstance(index, eqx.nn.StateIndex):
-                at = jax.tree_util.keystr(path, simple=True, separator="/")
-                indices[at if name.endswith("_state_index") else f"{at}/{name}"] = index
-    return indices

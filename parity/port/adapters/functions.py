@@ -128,8 +128,17 @@ class FunctionsPort:
     def train_step(self, state: State, batch: Batch) -> tuple[State, Array]:
         with self._jax.enable_x64(state.float64):
             params, stats, opt_state, value = self._train_step(state.params, state.stats, state.opt_state, dict(batch))
-        counted = {name: tensor + name.endswith(COUNTER) for name, tensor in state.kept.items()}
-        return replace(state, params=params, stats=stats, opt_state=opt_state, kept=counted), _crossing(value)
+        kept = self._counted(state, stats)
+        return replace(state, params=params, stats=stats, opt_state=opt_state, kept=kept), _crossing(value)
+
+    def _counted(self, state: State, stats: Any) -> Tensors:
+        """What no leaf holds, with the batches counted where running statistics have moved."""
+        if not any(name.endswith(COUNTER) for name in state.kept):
+            return state.kept
+        before, after = (self._to_torch(state, {"stats": each}) for each in (state.stats, stats))
+        means = {name: f"{name.removesuffix(COUNTER)}running_mean" for name in state.kept if name.endswith(COUNTER)}
+        still = {name for name, mean in means.items() if mean in after and np.array_equal(before[mean], after[mean])}
+        return {name: tensor + (name in means and name not in still) for name, tensor in state.kept.items()}
 
     def _to_torch(self, state: State, tree: Any) -> Tensors:
         leaves = {path: _crossing(leaf) for path, leaf in self._flat(tree)[0].items()}
