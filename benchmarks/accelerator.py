@@ -68,7 +68,8 @@ def commands(options: AcceleratorOptions, folder: Path) -> Iterator[tuple[str, t
 def carried_out(what: str, arguments: tuple[str, ...], deadline: float) -> Step:
     """A command's end, within what time is left."""
     began = time.monotonic()
-    environment = {**os.environ, "ACCELERATOR_REHEARSAL": "1"}
+    # Plugins of other packages may want what is not here.
+    environment = {**os.environ, "ACCELERATOR_REHEARSAL": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     try:
         done = subprocess.run(
             [sys.executable, *arguments],

@@ -17,7 +17,6 @@ from parity.verdict.comparison import Verdict
 Made = Callable[[Iterable[Tensor]], optim.Optimizer]
 
 EQUAL: dict[str, tuple[Made, optax.GradientTransformation]] = {
-    "Adadelta": (lambda params: optim.Adadelta(params), optax.adadelta(1.0)),
     "RAdam": (lambda params: optim.RAdam(params, 1e-2), optax.radam(1e-2)),
     "RMSprop with momentum": (
         lambda params: optim.RMSprop(params, 1e-2, momentum=0.9),

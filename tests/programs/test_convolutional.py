@@ -203,8 +203,6 @@ PLANTED: dict[str, dict[str, Change]] = {
     "": {},
     "L003": {"flatten": lambda x: x},
     "L007": {"kernel": lambda kernel: kernel.swapaxes(0, 1)},
-    "L009": {"kernel": lambda kernel: kernel[::-1, ::-1]},
-    "F023": {"act": lambda x: x},
     "F034": {"pool": lambda x: linen.avg_pool(x, (2, 2), strides=(2, 2))},
     "F070": {"operand": lambda x: lax.reduce_precision(x, 8, 7)},
 }
