@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from fmnist import command
 from fmnist.command import like, option, parse, say
 from fmnist.files import write_atomically
@@ -65,11 +66,13 @@ def commands(options: AcceleratorOptions, folder: Path) -> Iterator[tuple[str, t
     yield "timings", ("-m", NAME.replace("accelerator", "device"), *(("--quick",) if options.rehearsal else ()))
 
 
-def carried_out(what: str, arguments: tuple[str, ...], deadline: float) -> Step:
+def carried_out(what: str, arguments: tuple[str, ...], deadline: float, rehearsal: bool) -> Step:
     """A command's end, within what time is left."""
     began = time.monotonic()
     # Plugins of other packages may want what is not here.
-    environment = {**os.environ, "ACCELERATOR_REHEARSAL": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    if rehearsal:
+        environment["ACCELERATOR_REHEARSAL"] = "1"
     try:
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -105,10 +108,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fmnist-") as temporary:
         for what, arguments in commands(options, Path(temporary)):
             print(f"{NAME}: {what}", file=sys.stderr, flush=True)
-            steps.append(carried_out(what, arguments, deadline))
+            steps.append(carried_out(what, arguments, deadline, options.rehearsal))
     timings = json.loads(steps[-1].last) if steps[-1].ends == "passes" else {}
     device = timings.get("device", "an unknown device")
-    stem = options.output / f"accelerator-{'rehearsal' if options.rehearsal else command_name(device)}"
+    name = "rehearsal" if options.rehearsal else machine.file_name({"accelerators": [device]})
+    stem = options.output / f"accelerator-{name}"
     told = [vars(one) for one in steps[:-1]]
     write_atomically(stem.with_suffix(".json"), (json.dumps({"steps": told, **timings}, indent=2) + "\n").encode())
     write_atomically(stem.with_suffix(".md"), page(device, steps[:-1], timings).encode())
@@ -116,11 +120,6 @@ def main() -> None:
     failed = [one.what for one in steps if one.ends != "passes"]
     if failed:
         raise command.Failure(f"did not pass: {', '.join(failed)}")
-
-
-def command_name(device: str) -> str:
-    """A device's name as part of a file's."""
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -132,16 +133,18 @@ class Experiment:
     @property
     def activations(self) -> int:
         """How many values the layers make of an image, those before a pool counted."""
-        weights = [shape for name, shape in self.shapes.items() if name.endswith(".weight")]
-        return sum(shape[0] * ((SIDE >> layer) ** 2 if len(shape) == 4 else 1) for layer, shape in enumerate(weights))
+        return sum(shape[0] * places for shape, places in self._weights)
 
     @property
     def multiplications(self) -> int:
-        """Of an image's way through the network: a weight of a convolution meets every pixel that it is laid over."""
+        """Of an image's way through the network."""
+        return sum(math.prod(shape) * places for shape, places in self._weights)
+
+    @property
+    def _weights(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Every layer's weight, and at how many places it is applied: a convolution's at each pixel."""
         weights = [shape for name, shape in self.shapes.items() if name.endswith(".weight")]
-        return sum(
-            math.prod(shape) * ((SIDE >> layer) ** 2 if len(shape) == 4 else 1) for layer, shape in enumerate(weights)
-        )
+        return ((shape, (SIDE >> layer) ** 2 if len(shape) == 4 else 1) for layer, shape in enumerate(weights))
 
     def batches(self, images: int) -> int:
         """How many batches `images` images make, the short last one included."""

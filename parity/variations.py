@@ -40,6 +40,10 @@ class Program:
     has_epoch: bool = False
     has_evaluate: bool = False
 
+    @property
+    def trained(self) -> frozenset[str]:
+        return self.parameters - self.frozen
+
 
 def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = True) -> list[Case]:
     """All cases, call by call; those that the reference itself cannot answer are for the exam to drop."""
@@ -50,7 +54,7 @@ def cases(program: Program, seed: int = 0, quick: bool = False, float64: bool = 
 
 def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[Case]:
     given, shaken = program.state, shake(program, np.random.default_rng(seed))
-    trained = program.parameters - program.frozen
+    trained = program.trained
     small = {
         name: array * np.float32(0.05) if array.ndim > 1 and name in trained else array
         for name, array in shaken.items()
@@ -114,7 +118,7 @@ def _cases(program: Program, seed: int, quick: bool, float64: bool) -> Iterator[
 
 def _kind(program: Program, name: str, array: Array) -> str:
     """What a tensor of the state is changed as: `parameter`, `statistic`, `positive` statistic; "" where it is left."""
-    changes = name in program.parameters - program.frozen or name in program.running
+    changes = name in program.trained or name in program.running
     if array.dtype.kind != "f" or not changes:
         return ""
     if name not in program.running:

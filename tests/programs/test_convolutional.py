@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jax import lax
 from safetensors.numpy import save_file
 from torch import nn
-from torch.utils.data import DataLoader
 
 from fmnist.command import UsageError, parse
 from fmnist.data import Dataset
@@ -34,40 +33,20 @@ from parity.exam import judge
 from parity.port.held import Held
 from tests.conftest import here
 from tests.programs.test_mirror import arrays, reference_epoch, start
-from tests.programs.test_reference import PostData, our_script
+from tests.programs.test_reference import PostData, our_script, post_script
 
 CHANNELS = [(8, 16), (3, 4, 5), (2, 3, 2, 3)]
 """The third pool meets an odd size, the fourth leaves one pixel."""
 
 
-def plain_script(experiment: Experiment, training_data: PostData, test_data: PostData) -> tuple[nn.Module, list[str]]:
+def plain_network(experiment: Experiment) -> nn.Module:
     """As the post would write it."""
-    torch.manual_seed(experiment.seed)
     layers, before = list[nn.Module](), 1
     for channels in experiment.channels:
         layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         before = channels
     side = SIDE // 2 ** len(experiment.channels)
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * side * side, 10))
-    loss_fn = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
-    lines, size = ["Epoch 1\n-------------------------------"], len(training_data)
-    for batch, (X, y) in enumerate(DataLoader(training_data, batch_size=experiment.batch_size)):
-        loss = loss_fn(model(X), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if batch % 100 == 0:
-            lines.append(f"loss: {loss.item():>7f}  [{(batch + 1) * len(X):>5d}/{size:>5d}]")
-    test_loss, correct = 0.0, 0.0
-    batches: DataLoader[Any] = DataLoader(test_data, batch_size=experiment.batch_size)
-    with torch.no_grad():
-        for X, y in batches:
-            test_loss += loss_fn(model(X), y).item()
-            correct += (model(X).argmax(1) == y).type(torch.float).sum().item()
-    accuracy = 100 * correct / len(test_data)
-    lines.append(f"Test Error: \n Accuracy: {accuracy:>0.1f}%, Avg loss: {test_loss / len(batches):>8f} \n")
-    return model, lines
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * side * side, 10))
 
 
 @given(
@@ -83,7 +62,7 @@ def test_parameters_and_lines_are_a_plain_script_s(
     experiment = Experiment(network="cnn", channels=channels, batch_size=batch_size, lr=lr, epochs=1, seed=seed)
     training_data = PostData(dataset.train.images[:600], dataset.train.labels[:600])
     test_data = PostData(dataset.test.images[:300], dataset.test.labels[:300])
-    theirs, their_lines = plain_script(experiment, training_data, test_data)
+    theirs, their_lines = post_script(experiment, training_data, test_data, plain_network)
     ours, our_lines = our_script(experiment, training_data, test_data)
     assert our_lines == their_lines
     assert all(torch.equal(*pair) for pair in zip(theirs.parameters(), ours.parameters(), strict=True))

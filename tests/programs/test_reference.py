@@ -1,6 +1,7 @@
 """The reference computes what the post's script computes, bit for bit."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,26 @@ class PostData(datasets.FashionMNIST):  # type: ignore[misc]
         self.transform, self.target_transform = ToTensor(), None
 
 
-def post_script(experiment: Experiment, training_data: PostData, test_data: PostData) -> tuple[nn.Module, list[str]]:
-    """PyTorch's quickstart in its own manner: the trained model and the lines it prints."""
-    train_dataloader: DataLoader[Any] = DataLoader(training_data, batch_size=experiment.batch_size)
-    test_dataloader: DataLoader[Any] = DataLoader(test_data, batch_size=experiment.batch_size)
-    torch.manual_seed(experiment.seed)
+def post_network(experiment: Experiment) -> nn.Module:
+    """The post's network in the quickstart's manner."""
     widths = [28 * 28, *experiment.hidden]
     stack: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(widths):
         stack += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    model = nn.Sequential(*stack, nn.Linear(widths[-1], 10), *([nn.Softmax(dim=1)] * experiment.softmax_output))
+    return nn.Sequential(*stack, nn.Linear(widths[-1], 10), *([nn.Softmax(dim=1)] * experiment.softmax_output))
+
+
+def post_script(
+    experiment: Experiment,
+    training_data: PostData,
+    test_data: PostData,
+    network: Callable[[Experiment], nn.Module] = post_network,
+) -> tuple[nn.Module, list[str]]:
+    """PyTorch's quickstart in its own manner: the trained model and the lines it prints."""
+    train_dataloader: DataLoader[Any] = DataLoader(training_data, batch_size=experiment.batch_size)
+    test_dataloader: DataLoader[Any] = DataLoader(test_data, batch_size=experiment.batch_size)
+    torch.manual_seed(experiment.seed)
+    model = network(experiment)
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
     lines = []

@@ -38,12 +38,13 @@ def _narrow_product(call: Call, name: str) -> Any:
     narrow = {operand: rounded(call[operand]) for operand in operands}
     if call["bias"] is None:
         return rounded(call.run(**narrow))
-    shift = (
-        call["bias"]
-        if call.site.function == "linear"
-        else call["bias"].view(-1, *(1 for _ in call["weight"][0, 0].shape))
-    )
-    return rounded(rounded(call.run(**narrow, bias=None)) + rounded(shift))
+    return rounded(rounded(call.run(**narrow, bias=None)) + rounded(_shift(call)))
+
+
+def _shift(call: Call) -> Tensor:
+    """A bias as it is added to a layer's product."""
+    bias: Tensor = call["bias"]
+    return bias if call.site.function == "linear" else bias.view(-1, *(1 for _ in call["weight"][0, 0].shape))
 
 
 def _kept(values: Tensor, bits: int, nearest: bool) -> Tensor:
@@ -80,12 +81,7 @@ def _coarse_product(call: Call, name: str) -> Any:
         lambda values: _kept(values, bits, nearest),
         *(call[name] for name in names),
     )
-    bias = None if call.site.function == "matmul" else call["bias"]
-    if bias is None:
-        return result
-    return result + (
-        bias if call.site.function == "linear" else bias.view(-1, *(1 for _ in call["weight"][0, 0].shape))
-    )
+    return result if call["bias"] is None else result + _shift(call)
 
 
 def _is_term(call: Call) -> bool:
