@@ -78,12 +78,21 @@ def test_the_draw_is_torch_s(channels: tuple[int, ...], seed: int) -> None:
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_products_are_torch_s_convolutions_and_linen_s(dataset: Dataset, channels: tuple[int, ...]) -> None:
-    """Ties in the pools included: most of these pixels are 0."""
+@pytest.mark.parametrize("whole", [False, True], ids=["as drawn", "whole numbers"])
+def test_products_are_torch_s_convolutions_and_linen_s(
+    dataset: Dataset, channels: tuple[int, ...], whole: bool
+) -> None:
+    """Of whole numbers pools hold equal values that come of different pixels: where their gradient goes shows."""
     experiment = Experiment(network="cnn", channels=channels)
     model = init(experiment).double()
     pixels = torch.tensor(dataset.train.images[:12]).flatten(1).double() / 255
     labels = torch.tensor(dataset.train.labels[:12])
+    if whole:
+        pixels.round_()
+        with torch.no_grad():
+            for param in model.parameters():
+                param.copy_((param / param.abs().mean()).round())
+            model.fc.weight.mul_(0.01)  # type: ignore[union-attr, operator]
     logits = model(pixels)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     expected = {name: param.grad.numpy() for name, param in model.named_parameters() if param.grad is not None}
