@@ -13,7 +13,7 @@ from jax import lax
 
 from fmnist import command
 from fmnist.command import option, parse, say
-from fmnist.experiment import PIXELS, TRAINING_IMAGES, Experiment
+from fmnist.experiment import SIDE, TRAINING_IMAGES, Experiment
 from fmnist_jax import train
 from fmnist_jax.lessons import latency
 from fmnist_jax.sweep import population
@@ -52,7 +52,7 @@ def launches(steps: int) -> float:
 def members(count: int, steps: int) -> float:
     """Seconds of a step of a population."""
     experiment = Experiment()
-    images = jnp.full((steps * experiment.batch_size, PIXELS), 0.5)
+    images = jnp.full((steps * experiment.batch_size, SIDE, SIDE), 128, jnp.uint8)
     labels = jnp.zeros(len(images), jnp.int32)
     one = population.init([experiment])
     start = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), one)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.raw import read_training
 from benchmarks.sides import Environment, Prepared, Setting
+from fmnist.data import Split
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch
 from fmnist_jax.sweep import population as populations
@@ -45,15 +46,14 @@ def population(folder: Path, setting: Setting) -> Prepared:
 def _prepared(epoch: Any, state: Any, folder: Path, setting: Setting, place: Any) -> Prepared:
     """Compile `epoch` for a state and the setting's images; a first turn warms it up."""
     images, labels = read_training(folder)
-    pixels = jax.device_put(train.decode(images[: setting.images], jax.devices()[0]), place)
-    targets = jax.device_put(labels[: setting.images].astype(np.int32), place)
+    batches = train.place(Split(images[: setting.images], labels[: setting.images]), place)
     start = time.perf_counter()
-    program = epoch.lower(state, pixels, targets, setting.batch_size).compile()
+    program = epoch.lower(state, *batches, setting.batch_size).compile()
     compile_seconds = time.perf_counter() - start
 
     def turn() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(program(state, pixels, targets))
+        state, _ = jax.block_until_ready(program(state, *batches))
 
     turn()
     return Prepared(turn, compile_seconds)

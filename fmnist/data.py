@@ -13,12 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from fmnist.command import UnavailableError, UsageError, words_of
-from fmnist.experiment import CLASSES, TEST_IMAGES, TRAINING_IMAGES
-from fmnist.files import cache_folder, read_file, write_atomically
+from fmnist.experiment import CLASSES, PIXELS, SIDE, TEST_IMAGES, TRAINING_IMAGES
+from fmnist.files import cache_folder, map_file, read_file, write_atomically
 
 # MD5 sums of the original files: torchvision/datasets/mnist.py, FashionMNIST.resources.
 MD5 = {
@@ -78,9 +76,7 @@ def load_dataset(place: str | None = None) -> Dataset:
     if "synthetic" in (place, place is None and os.environ.get("FMNIST_DATA")):
         from fmnist.synthetic import draw
 
-        images, labels = draw()
-        train = Split(images[:TRAINING_IMAGES], labels[:TRAINING_IMAGES])
-        test = Split(images[TRAINING_IMAGES:], labels[TRAINING_IMAGES:])
+        train, test = _splits(*draw())
         return Dataset("synthetic", "drawn by NumPy", digest(train, test), train, test)
     if place is not None:
         if not os.path.isdir(place):
@@ -95,6 +91,14 @@ def load_dataset(place: str | None = None) -> Dataset:
     dataset = _read_folder(find_folder() or _download())
     _write_cache(dataset)
     return dataset
+
+
+def _splits(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Split, Split]:
+    """The training set and, after it, the test set."""
+    return (
+        Split(images[:TRAINING_IMAGES], labels[:TRAINING_IMAGES]),
+        Split(images[TRAINING_IMAGES:], labels[TRAINING_IMAGES:]),
+    )
 
 
 def digest(train: Split, test: Split) -> str:
@@ -242,7 +246,7 @@ def _download() -> Path:
 
 def _cache_file() -> Path | None:
     folder = cache_folder()
-    return None if folder is None else folder / "FashionMNIST.safetensors"
+    return None if folder is None else folder / "FashionMNIST.bytes"
 
 
 def _read_cache() -> Dataset | None:
@@ -251,13 +255,14 @@ def _read_cache() -> Dataset | None:
     if path is None:
         return None
     try:
-        arrays = load(read_file(path, MOST_CACHED))
-        train = Split(arrays["train_images"], arrays["train_labels"])
-        test = Split(arrays["test_images"], arrays["test_labels"])
+        values = np.frombuffer(map_file(path, MOST_CACHED), np.uint8)
+        # Images first: where they begin, JAX takes the memory over, and copies none of it.
+        images, labels = np.split(values, [(TRAINING_IMAGES + TEST_IMAGES) * PIXELS])
+        train, test = _splits(images.reshape(-1, SIDE, SIDE), labels.astype(np.int64))
         wrong = _verify(train, test)
     except FileNotFoundError:
         return None
-    except (KeyError, SafetensorError, UsageError, ValueError) as error:
+    except (UsageError, ValueError) as error:
         wrong = words_of(error)
     if wrong is not None:
         print(
@@ -273,13 +278,10 @@ def _write_cache(dataset: Dataset) -> None:
     path = _cache_file()
     if path is None:
         return
-    arrays = {
-        f"{name}_{field}": array
-        for name, split in (("train", dataset.train), ("test", dataset.test))
-        for field, array in split._asdict().items()
-    }
+    train, test = dataset.train, dataset.test
+    arrays = (train.images, test.images, train.labels, test.labels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        write_atomically(path, b"".join(array.astype(np.uint8).tobytes() for array in arrays))
     except OSError as error:
         print(f"{path}: the data cache cannot be written ({error.strerror}); continuing without", file=sys.stderr)

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fmnist.command import UsageError, say_once
 
@@ -78,6 +80,26 @@ def read_file(path: Path, most: int) -> bytes:
         FileNotFoundError: there is none.
         UsageError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
+    with _opened(path, most) as file:
+        return file.read(most)
+
+
+def map_file(path: Path, most: int) -> mmap.mmap:
+    """A regular file's content as memory that is read where it is needed; what is written there stays in this process.
+
+    Only for files that nobody writes into: `write_atomically` puts another one in their place.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UsageError: it cannot be read, is no regular file, or has more than `most` bytes.
+        ValueError: it is empty.
+    """
+    with _opened(path, most) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, most: int) -> Iterator[BinaryIO]:
     try:
         # What is no regular file may have no end, or not even a beginning: neither is waited for.
         with _closed_at_the_end(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as descriptor:
@@ -88,7 +110,7 @@ def read_file(path: Path, most: int) -> bytes:
             if status.st_size > most:
                 raise UsageError(f"{path}: {status.st_size:,} bytes, expected at most {most:,}; it is something else")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(most)
+                yield file
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -61,12 +61,12 @@ class Mirror:
             copy = jax.tree.map(
                 jax.numpy.copy, state
             )  # the program takes over the memory of the state that it is given
-            after, losses = train.train_epoch(copy, *_as(state, *self.trained_on(batches)), self.experiment.batch_size)
+            after, losses = train.train_epoch(copy, *self.trained_on(batches), self.experiment.batch_size)
             return after, losses
 
     def evaluate(self, state: TrainState, batches: tuple[Batch, ...]) -> dict[str, float]:
         with _precision_of(state):
-            images, labels = _as(state, *self.tested_on(batches))
+            images, labels = self.tested_on(batches)
             correct, losses = train.evaluate(state, images, labels, self.experiment.batch_size)
         return {
             "accuracy": float(metrics.accuracy(correct, len(labels))),
@@ -87,17 +87,14 @@ def _value_and_grad(params: Any, state: TrainState, pixels: jax.Array, labels: j
 
 
 def _placed(split: Split) -> tuple[jax.Array, jax.Array]:
-    """Pixels and labels as the program decodes them, on JAX's default device."""
-    return train.decode_split(split, jax.numpy.zeros(()).device)
+    """Images and labels on JAX's default device."""
+    return train.place(split, jax.numpy.zeros(()).device)
 
 
 def _decoded(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    return _as(state, *_placed(joined([batch])))
-
-
-def _as(state: TrainState, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """In the dtype of the state's parameters."""
-    return pixels.astype(_dtype(state)), labels
+    """Pixels in the dtype of the state's parameters, and labels."""
+    images, labels = _placed(joined([batch]))
+    return train.decode(images).astype(_dtype(state)), labels
 
 
 def _dtype(state: TrainState) -> Any:

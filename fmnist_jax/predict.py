@@ -21,7 +21,7 @@ def prepare(device_name: str) -> report.Predict:
 
     def probabilities(experiment: Experiment, state_dict: StateDict, images: NDArray[np.uint8]) -> report.Probabilities:
         params = jax.device_put(from_torch(state_dict), device)
-        logits = jax.jit(network(experiment))({"params": params}, decode(images, device))
+        logits = jax.jit(network(experiment))({"params": params}, decode(jax.device_put(images, device)))
         return np.asarray(jax.nn.softmax(logits))
 
     return probabilities

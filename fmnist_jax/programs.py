@@ -1,14 +1,11 @@
-"""What XLA asks of its host: compiled programs kept between runs, and memory that it need not copy."""
+"""Compiled programs are kept between runs."""
 
 import contextlib
 import hashlib
-import mmap
 import os
 
 import jax
-import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__ as CPU_FEATURES
-from numpy.typing import NDArray
 
 from fmnist.files import cache_folder
 
@@ -28,11 +25,3 @@ def keep() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def empty(rows: int, columns: int) -> NDArray[np.float32]:
-    """Memory for `(rows, columns)` values that JAX takes over without a copy: aligned, and not in huge pages.
-
-    JAX copies what is not aligned, and Linux may search half a second for huge pages.
-    """
-    return np.frombuffer(mmap.mmap(-1, 4 * rows * columns), np.float32).reshape(rows, columns)

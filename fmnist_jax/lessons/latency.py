@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmnist.experiment import PIXELS, TRAINING_IMAGES, Experiment
+from fmnist.experiment import SIDE, TRAINING_IMAGES, Experiment
 from fmnist.runs.lines import progress
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch
@@ -46,7 +46,7 @@ def epoch_seconds(device: jax.Device, experiment: Experiment) -> float:
     start = jax.device_put(train.init(experiment, from_torch(torch_rng.init(experiment))), device)
 
     def seconds(steps: int) -> float:
-        images = jax.device_put(jnp.full((steps * batch_size, PIXELS), 0.5), device)
+        images = jax.device_put(jnp.full((steps * batch_size, SIDE, SIDE), 128, jnp.uint8), device)
         labels = jax.device_put(jnp.zeros(steps * batch_size, jnp.int32), device)
         taken = []
         for _ in range(4):  # the first one compiles

@@ -53,7 +53,7 @@ def place_data(dataset: Dataset, mesh: Mesh) -> tuple[DeviceSplit, DeviceSplit]:
         shards = [shard.data for shard in local.addressable_shards]
         return jax.make_array_from_single_device_arrays(local.shape, NamedSharding(mesh, PartitionSpec()), shards)
 
-    train_data, test_data = (train.decode_split(split, here) for split in (dataset.train, dataset.test))
+    train_data, test_data = (train.place(split, here) for split in (dataset.train, dataset.test))
     placed: tuple[DeviceSplit, DeviceSplit] = jax.tree.map(everywhere, (train_data, test_data))
     return placed
 

@@ -29,7 +29,7 @@ def start(experiment: Experiment) -> TrainState:
 
 
 def arrays(split: Split, count: int) -> tuple[jax.Array, jax.Array]:
-    return train.decode(split.images[:count], DEVICE), jnp.asarray(split.labels[:count].astype(np.int32))
+    return train.place(Split(split.images[:count], split.labels[:count]), DEVICE)
 
 
 def reference_epoch(experiment: Experiment, split: Split, count: int) -> tuple[StateDict, np.ndarray]:
@@ -68,7 +68,7 @@ def test_batches_come_in_file_order_and_the_last_one_is_short(dataset: Dataset) 
     images, labels = arrays(dataset.train, 64 * 3 + 32)
     state, by_hand = start(experiment), []
     for begin in range(0, len(labels), 64):
-        state, loss = train.train_step(state, images[begin : begin + 64], labels[begin : begin + 64])
+        state, loss = train.train_step(state, train.decode(images[begin : begin + 64]), labels[begin : begin + 64])
         by_hand.append(float(loss))
     after, losses = train.train_epoch(start(experiment), images, labels, 64)
     assert losses.shape == (4,)
@@ -107,11 +107,13 @@ def test_each_function_is_traced_once_in_a_run(dataset: Dataset) -> None:
 def test_wrong_shapes_and_dtypes_are_refused(dataset: Dataset) -> None:
     state, (images, labels) = start(Experiment()), arrays(dataset.train, 128)
     with pytest.raises(AssertionError):
-        train.train_step(state, images.reshape(-1, 28, 28), labels)
+        train.train_step(state, images, labels)
     with pytest.raises(AssertionError):
-        train.train_step(state, images, labels[:-1])
+        train.train_step(state, train.decode(images), labels[:-1])
     with pytest.raises(AssertionError):
-        train.evaluate(state, images.astype(jnp.int32), labels, 64)
+        train.evaluate(state, images.reshape(-1, 784), labels, 64)
+    with pytest.raises(AssertionError):
+        train.evaluate(state, images.astype(jnp.float32), labels, 64)
     with pytest.raises(AssertionError):
         train.evaluate(state, images, labels.astype(jnp.float32), 64)
 

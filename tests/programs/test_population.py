@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist.data import Dataset, Split
-from fmnist.experiment import PIXELS, TRAINING_IMAGES, Experiment
+from fmnist.experiment import PIXELS, SIDE, TRAINING_IMAGES, Experiment
 from fmnist_jax import torch_rng, train
 from fmnist_jax.model import from_torch, to_torch
 from fmnist_jax.sweep import population, training
@@ -32,7 +32,7 @@ MEMBERS = [
 
 
 def arrays(split: Split, count: int) -> tuple[jax.Array, jax.Array]:
-    return train.decode(split.images[:count], DEVICE), jnp.asarray(split.labels[:count].astype(np.int32))
+    return train.place(Split(split.images[:count], split.labels[:count]), DEVICE)
 
 
 def member(trained: Population, index: int) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def test_the_switch_costs_nothing_where_no_member_has_it() -> None:
 
 def test_the_batches_are_shared_by_all_members() -> None:
     """The first layers of all members are one product with the batch, and no array holds images for each member."""
-    images, labels = jnp.zeros((64, PIXELS)), jnp.zeros(64, jnp.int32)
+    images, labels = jnp.zeros((64, SIDE, SIDE), jnp.uint8), jnp.zeros(64, jnp.int32)
     program = jax.jit(population.train_epoch, static_argnums=3).lower(population.init(MEMBERS), images, labels, 64)
     assert f"tensor<3x64x{PIXELS}xf32>" not in program.as_text()
     assert f"tensor<{PIXELS}x64xf32>" in program.as_text()
@@ -94,7 +94,7 @@ def test_the_batches_are_shared_by_all_members() -> None:
 def test_a_member_needs_as_much_memory_as_is_set_aside_for_it(experiment: Experiment) -> None:
     def needed(members: int) -> float:
         """XLA's own count."""
-        images = jax.ShapeDtypeStruct((TRAINING_IMAGES, PIXELS), np.float32)
+        images = jax.ShapeDtypeStruct((TRAINING_IMAGES, SIDE, SIDE), np.uint8)
         labels = jax.ShapeDtypeStruct((TRAINING_IMAGES,), np.int32)
         trained = population.init([experiment] * members)
         program = population.train_epoch.lower(trained, images, labels, experiment.batch_size).compile()
