@@ -200,14 +200,15 @@ def run(command: Callable[[], None], name: str) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no character ends a command
+    # What was imported stays; Python would look for cycles in it again and again, and as it exits: 0.3 s for JAX or torch.
+    gc.freeze()
+    gc.enable()
     try:
         try:
             command()
         finally:
             with _naming_stdout():
                 sys.stdout.flush()
-            # Python would look for cycles in all that was imported once more as it exits: 0.3 s for JAX or torch.
-            gc.freeze()
     except Failure as failure:
         print(f"{name}: {' '.join(str(failure).split())}", file=sys.stderr)
         return failure.exit_code

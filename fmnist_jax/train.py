@@ -1,5 +1,10 @@
 """Train the mirror: `python -m fmnist_jax.train`."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until command.run: to look for cycles in all that is imported here takes 5 % of a whole run
+
 import os
 import sys
 from collections.abc import Callable
