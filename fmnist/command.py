@@ -200,8 +200,7 @@ def run(command: Callable[[], None], name: str) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no character ends a command
-    # What was imported stays; Python would look for cycles in it again and again, and as it exits: 0.3 s for JAX or torch.
-    gc.freeze()
+    gc.freeze()  # what was imported stays: to look for cycles in it takes 0.3 s at the exit alone, of JAX or torch
     gc.enable()
     try:
         try:
@@ -209,6 +208,7 @@ def run(command: Callable[[], None], name: str) -> int:
         finally:
             with _naming_stdout():
                 sys.stdout.flush()
+            gc.freeze()
     except Failure as failure:
         print(f"{name}: {' '.join(str(failure).split())}", file=sys.stderr)
         return failure.exit_code

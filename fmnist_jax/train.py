@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,11 +18,10 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 from jax import lax
-from jax.sharding import SingleDeviceSharding
 
 from fmnist import command
 from fmnist.data import Split, load_dataset
-from fmnist.experiment import CLASSES, PIXELS, SIDE, TRAINING_IMAGES, Experiment
+from fmnist.experiment import CLASSES, PIXELS, SIDE, Experiment
 from fmnist.runs.environment import Environment
 from fmnist.runs.options import parse_options
 from fmnist.runs.run import start
@@ -31,9 +29,6 @@ from fmnist_jax import programs, torch_rng
 from fmnist_jax.model import Params, from_torch, network, to_torch
 
 NAME = "fmnist_jax.train"
-
-Program = Callable[[TrainState, jax.Array, jax.Array], tuple[Any, jax.Array]]
-"""`train_epoch` for a batch size: of a state, images and labels."""
 
 
 def decode(images: jax.Array) -> jax.Array:
@@ -140,7 +135,7 @@ def scan_batches(
 
 
 def _transposed(state: TrainState) -> TrainState:
-    """The same state with its kernels as `(out, in)`: so carried, XLA's loop on a CPU takes 51 ms an epoch, not 72."""
+    """The same state with its kernels as `(out, in)`: so carried, XLA's loop on a CPU takes 33 ms an epoch, not 51."""
 
     apply = state.apply_fn  # what is kept of a traced function must not hold the values that it was traced with
 
@@ -156,21 +151,6 @@ def _check(images: jax.Array, labels: jax.Array) -> None:
     """Hold shapes and dtypes while a function is traced; nothing of it is left in the compiled program."""
     chex.assert_shape(images, (len(labels), PIXELS))
     chex.assert_type([images, labels], [float, int])
-
-
-def compile_ahead(state: TrainState, batch_size: int, device: jax.Device) -> Program:
-    """`train_epoch` as a program for all of the training data, which need not be there yet.
-
-    Under `JAX_DISABLE_JIT` it is the function, whose every operation can be watched.
-    """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        print("JAX_DISABLE_JIT: nothing is compiled; an epoch of 938 steps takes about a minute", file=sys.stderr)
-        return partial(train_epoch, batch_size=batch_size)
-    here = SingleDeviceSharding(device)
-    images = jax.ShapeDtypeStruct((TRAINING_IMAGES, SIDE, SIDE), jnp.uint8, sharding=here)
-    labels = jax.ShapeDtypeStruct((TRAINING_IMAGES,), jnp.int32, sharding=here)
-    program: Program = train_epoch.lower(state, images, labels, batch_size).compile()
-    return program
 
 
 def local_devices() -> list[jax.Device]:
@@ -226,27 +206,23 @@ def main() -> None:
     programs.keep()
     experiment = options.experiment
     device = find_device(options.device)
-    state = jax.device_put(init(experiment, from_torch(torch_rng.init(experiment))), device)
-    with ThreadPoolExecutor() as pool:
-        # Beside the reading of the data: 3 % of the whole process with the programs in the cache, 10 % without.
-        ahead = pool.submit(compile_ahead, state, experiment.batch_size, device)
-        dataset = load_dataset(options.data)
-        environment = Environment("jax", str(device), "highest", cores())
-        with start(options, environment, dataset, NAME) as run:
-            params = jax.device_put(from_torch(run.begin(partial(to_torch, state.params))), device)
-            state = state.replace(params=params)
-            train_data, test_data = (place(split, device) for split in (dataset.train, dataset.test))
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        print("JAX_DISABLE_JIT: nothing is compiled; an epoch of 938 steps takes about a minute", file=sys.stderr)
+    dataset = load_dataset(options.data)
+    environment = Environment("jax", str(device), "highest", cores())
+    with start(options, environment, dataset, NAME) as run:
+        params = from_torch(run.begin(partial(torch_rng.init, experiment)))
+        state = jax.device_put(init(experiment, params), device)
+        train_data, test_data = (place(split, device) for split in (dataset.train, dataset.test))
 
-            train_program = ahead.result()
-
-            for epoch in run.epochs():
-                # Both are only begun here, and `evaluate` is compiled beside the first epoch.
-                state, losses = train_program(state, *train_data)
-                correct, test_losses = evaluate(state, *test_data, experiment.batch_size)
-                run.report_training(epoch, losses)
-                run.report_test(epoch, correct, test_losses)
-                run.keep(epoch, partial(to_torch, state.params))
-            run.finish(to_torch(state.params))
+        for epoch in run.epochs():
+            # Neither is waited for here, so that `evaluate` is compiled while the first epoch is trained.
+            state, losses = train_epoch(state, *train_data, experiment.batch_size)
+            correct, test_losses = evaluate(state, *test_data, experiment.batch_size)
+            run.report_training(epoch, losses)
+            run.report_test(epoch, correct, test_losses)
+            run.keep(epoch, partial(to_torch, state.params))
+        run.finish(to_torch(state.params))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ def damage_truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 def damage_flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -202,7 +206,16 @@ def test_a_filled_cache_serves_without_a_source(
     assert data.digest(served.train, served.test) == SHA256
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip])
+def test_what_a_program_does_to_its_data_leaves_the_cache_alone(fashion_mnist: Dataset, empty_cache: Path) -> None:
+    load_dataset()
+    cached = load_dataset()
+    assert cached.source == str(empty_cache)
+    cached.train.images[:] = 0
+    assert np.array_equal(load_dataset().train.images, fashion_mnist.train.images)
+    assert cached.train.images.max() == 0
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_empty])
 def test_a_damaged_cache_is_rebuilt(
     fashion_mnist: Dataset, empty_cache: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
