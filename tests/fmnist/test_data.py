@@ -56,10 +56,6 @@ def damage_truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def damage_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def damage_flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
