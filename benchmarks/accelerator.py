@@ -71,6 +71,7 @@ def carried_out(what: str, arguments: tuple[str, ...], deadline: float, rehearsa
     began = time.monotonic()
     # Plugins of other packages may want what is not here.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch wants some of the memory, too
     if rehearsal:
         environment["ACCELERATOR_REHEARSAL"] = "1"
     try:

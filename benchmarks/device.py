@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax import lax
 
 from fmnist import command
@@ -17,6 +18,8 @@ from fmnist.experiment import SIDE, TRAINING_IMAGES, Experiment
 from fmnist_jax import train
 from fmnist_jax.lessons import latency
 from fmnist_jax.sweep import population
+from fmnist_torch import train as torch_train
+from fmnist_torch.model import init
 
 NAME = "benchmarks.device"
 MEMBERS, QUICK_MEMBERS = (1, 64, 1024, 4096), (1, 4)
@@ -59,6 +62,23 @@ def members(count: int, steps: int) -> float:
     return fastest(lambda: population.train_epoch(jax.device_put(start), images, labels, experiment.batch_size)) / steps
 
 
+def torch_step(experiment: Experiment, steps: int) -> float:
+    """Seconds of a step of the reference, on torch's own choice of a device."""
+    device = torch_train.find_device("auto")
+    model = init(experiment).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=experiment.lr)
+    images = torch_train.decode(np.full((steps * experiment.batch_size, SIDE, SIDE), 128, np.uint8), device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+
+    def epoch() -> None:
+        torch_train.train_epoch(model, optimizer, images, labels, experiment.batch_size)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    with torch_train.threads(experiment):
+        return fastest(epoch) / steps
+
+
 def main() -> None:
     options = parse(DeviceOptions, sys.argv[1:], NAME, "Time this machine's device.")
     device = jax.devices()[0]
@@ -67,17 +87,22 @@ def main() -> None:
         latency.SECONDS = 0.01
     steps = 20 if options.quick else 200
     limit = launches(steps)
-    per_step = {
-        experiment.structure: latency.epoch_seconds(device, experiment) / (TRAINING_IMAGES / experiment.batch_size)
-        for experiment in (Experiment(), Experiment(network="cnn"))
-    }
+    networks = (Experiment(), Experiment(network="cnn"))
+    per_step = {each: latency.epoch_seconds(device, each) / (TRAINING_IMAGES / each.batch_size) for each in networks}
+    by_torch = {each: torch_step(each, steps) for each in networks}
     populations = {count: members(count, steps) for count in (QUICK_MEMBERS if options.quick else MEMBERS)}
     kinds = {each.platform: each for each in [*train.cpu_devices(), device]}
     told = {
         "device": str(device.device_kind) if device.platform != "cpu" else "cpu",
         "Steady state": [
-            {"network": name, "µs a step": f"{1e6 * each:.0f}", "share of an empty step": f"{limit / each:.0%}"}
-            for name, each in per_step.items()
+            {
+                "network": each.structure,
+                "JAX, µs a step": f"{1e6 * per_step[each]:.0f}",
+                "share of an empty step": f"{limit / per_step[each]:.0%}",
+                "torch, µs a step": f"{1e6 * by_torch[each]:.0f}",
+                "torch / JAX": f"{by_torch[each] / per_step[each]:.1f}",
+            }
+            for each in networks
         ],
         "Populations": [
             {"members": count, "µs a step": f"{1e6 * each:.0f}", "µs a member": f"{1e6 * each / count:.2f}"}

@@ -99,6 +99,9 @@ def threads(experiment: Experiment) -> Iterator[int]:
 def find_device(name: str) -> torch.device:
     """The device of that name; `auto` is the accelerator where there is one, as in the post.
 
+    Convolutions are computed in float32 from then on: on NVIDIA GPUs cuDNN takes TF32 for them unless it is told not to
+    (torch.backends.cudnn.allow_tf32), as torch never does for products of matrices.
+
     Raises:
         UnavailableError: it is not here; the message lists those that are.
     """
@@ -113,6 +116,7 @@ def find_device(name: str) -> torch.device:
     # A device may be listed that is busy, or too old for this torch; drivers raise what they like.
     except Exception as error:
         raise command.UnavailableError(f"--device {name}: torch cannot use {device} ({error})") from None
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fmnist import metrics
 from fmnist.experiment import Experiment, StateDict
 from fmnist_torch import model, train
-from fmnist_torch.model import ShallowNetwork
 from tests.tools.faults.formulas import Array
 
 
 @dataclass
 class State:
-    network: ShallowNetwork
+    network: nn.Module
     optimizer: torch.optim.Optimizer
     experiment: Experiment
 
@@ -32,7 +31,7 @@ def decode(images: Array) -> Array:
 
 def start(tensors: StateDict, experiment: Experiment) -> State:
     parameters = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
-    network = ShallowNetwork(experiment).to(next(iter(parameters.values())).dtype)
+    network = model.network(experiment).to(next(iter(parameters.values())).dtype)
     network.load_state_dict(parameters)
     return State(network, torch.optim.SGD(network.parameters(), lr=experiment.lr), experiment)
 
