@@ -49,7 +49,7 @@ class PeersOptions:
     """How thoroughly is measured, and where the results go."""
 
     rounds: int = option(3, "Rounds in which everybody takes a turn.", expected="a whole number of at least 1")
-    epochs: int = option(5, "Epochs of a run.", expected="a whole number of at least 2, e.g. --epochs 5")
+    epochs: int = option(20, "Epochs of a run.", expected="a whole number of at least 2, e.g. --epochs 20")
     data: str | None = like(TrainOptions, "data")
     output: Path = option(Path("benchmarks", "results"), "Folder for the machine's peers page.", metavar="DIR")
     peer: str = option("", "Train as one of them and do nothing else: the module's name.", metavar="NAME")
@@ -105,12 +105,12 @@ def run(arguments: list[str]) -> Run:
     return Run(seconds, apart, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), accuracy)
 
 
-def commands(options: PeersOptions, folder: Path) -> dict[str, tuple[list[str], Path | None]]:
+def commands(options: PeersOptions, epochs: int, folder: Path) -> dict[str, tuple[list[str], Path | None]]:
     """Everybody's command line, and the file whose lines are the user's."""
     here, sides = Path(__file__).parent, {side.name: side for side in SIDES}
     files = {"post": here.parent / "post.py"}
     found: dict[str, tuple[list[str], Path | None]] = {
-        name: ([sys.executable, "-u", *sides[name].command(options.epochs, options.data, folder)[1:]], files.get(name))
+        name: ([sys.executable, "-u", *sides[name].command(epochs, options.data, folder)[1:]], files.get(name))
         for name in ("post", "fmnist_torch", "torch.compile", BASE)
     }
     data = [] if options.data is None else ["--data", options.data]
@@ -118,7 +118,7 @@ def commands(options: PeersOptions, folder: Path) -> dict[str, tuple[list[str], 
         if module in NEEDED and find_spec(NEEDED[module]) is None:
             print(f"{NAME}: {name} is left out: no {NEEDED[module]} here; pip install -e '.[bench]'", file=sys.stderr)
             continue
-        asked = ["--peer", module, "--epochs", str(options.epochs), *data]
+        asked = ["--peer", module, "--epochs", str(epochs), *data]
         found[name] = [sys.executable, "-m", NAME, *asked], here / "ways" / f"{module}.py"
     return found
 
@@ -170,10 +170,11 @@ def main() -> None:
         # In a process of its own: Linux counts what this one has used as the peak of those that it starts.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(raw.write, options.data, Path(temporary)).result()
-        asked = commands(options, Path(temporary))
+        asked = commands(options, options.epochs, Path(temporary))
         results: dict[str, list[Run]] = {name: [] for name in asked}
         for turn in range(-1, options.rounds):  # the first one fills caches, and does not count
-            for name, (arguments, _) in asked.items():
+            turns = asked if turn >= 0 else commands(options, 2, Path(temporary))
+            for name, (arguments, _) in turns.items():
                 print(f"{NAME}: round {turn + 1} of {options.rounds}: {name}", file=sys.stderr, flush=True)
                 found = run(arguments)
                 if turn >= 0:
