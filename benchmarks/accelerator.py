@@ -71,7 +71,8 @@ def carried_out(what: str, arguments: tuple[str, ...], deadline: float, rehearsa
     began = time.monotonic()
     # Plugins of other packages may want what is not here.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch wants some of the memory, too
+    if "pytest" in arguments:  # where torch wants some of the memory, too
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if rehearsal:
         environment["ACCELERATOR_REHEARSAL"] = "1"
     try:

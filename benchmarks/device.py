@@ -97,9 +97,9 @@ def main() -> None:
         "Steady state": [
             {
                 "network": each.structure,
-                "JAX, µs a step": f"{1e6 * per_step[each]:.0f}",
+                f"JAX on {device.platform}, µs a step": f"{1e6 * per_step[each]:.0f}",
                 "share of an empty step": f"{limit / per_step[each]:.0%}",
-                "torch, µs a step": f"{1e6 * by_torch[each]:.0f}",
+                f"torch on {torch_train.find_device('auto').type}, µs a step": f"{1e6 * by_torch[each]:.0f}",
                 "torch / JAX": f"{by_torch[each] / per_step[each]:.1f}",
             }
             for each in networks

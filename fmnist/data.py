@@ -256,7 +256,7 @@ def _read_cache() -> Dataset | None:
         return None
     try:
         values = np.frombuffer(map_file(path, MOST_CACHED), np.uint8)
-        # Images first: where they begin, JAX takes the memory over, and copies none of it.
+        # Images first, for a file is mapped to the beginning of a page: from there JAX on a CPU uses them as they lie.
         images, labels = np.split(values, [(TRAINING_IMAGES + TEST_IMAGES) * PIXELS])
         train, test = _splits(images.reshape(-1, SIDE, SIDE), labels.astype(np.int64))
         wrong = _verify(train, test)

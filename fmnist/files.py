@@ -100,6 +100,7 @@ def map_file(path: Path, most: int) -> mmap.mmap:
 
 @contextlib.contextmanager
 def _opened(path: Path, most: int) -> Iterator[BinaryIO]:
+    """A regular file, opened to be read."""
     try:
         # What is no regular file may have no end, or not even a beginning: neither is waited for.
         with _closed_at_the_end(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as descriptor:

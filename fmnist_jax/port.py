@@ -74,6 +74,9 @@ class Mirror:
         }
 
 
+_decode = jax.jit(train.decode)  # compiled, as in an epoch: there XLA may do other things to it
+
+
 @jax.jit
 def _logits(state: TrainState, pixels: jax.Array) -> jax.Array:
     outputs: jax.Array = state.apply_fn({"params": state.params}, pixels)
@@ -94,7 +97,7 @@ def _placed(split: Split) -> tuple[jax.Array, jax.Array]:
 def _decoded(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Pixels in the dtype of the state's parameters, and labels."""
     images, labels = _placed(joined([batch]))
-    return train.decode(images).astype(_dtype(state)), labels
+    return _decode(images).astype(_dtype(state)), labels
 
 
 def _dtype(state: TrainState) -> Any:

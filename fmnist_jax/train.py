@@ -3,7 +3,7 @@
 import gc
 
 if __name__ == "__main__":
-    gc.disable()  # until command.run: to look for cycles in all that is imported here takes 5 % of a whole run
+    gc.disable()  # until command.run: looking for cycles in all that is imported takes 0.1 s
 
 import os
 import sys
@@ -42,11 +42,12 @@ def decode(images: jax.Array) -> jax.Array:
 
 
 def place(split: Split, device: jax.Device | jax.sharding.Sharding) -> tuple[jax.Array, jax.Array]:
-    """A split's images as they are and its labels, `(n,) int32`, on a device.
+    """A split's images as they are, and its labels, `(n,) int32`, on a device.
 
-    Each batch is decoded where it is needed: to read a fourth of the bytes takes less time than decoding them.
+    A batch is decoded in its step: that costs less time than reading four times the bytes from memory.
     """
-    placed: tuple[jax.Array, jax.Array] = jax.device_put((split.images, split.labels.astype(np.int32)), device)
+    arrays = programs.shared(split.images), split.labels.astype(np.int32)
+    placed: tuple[jax.Array, jax.Array] = jax.device_put(arrays, device)
     return placed
 
 
@@ -85,7 +86,7 @@ def train_epoch(
     """The state after all batches in order, the short last one too, and their losses, `(steps,) float32`.
 
     Args:
-        images: `(n, 28, 28) uint8`, and so in whatever else goes through `scan_batches`.
+        images: `(n, 28, 28) uint8`.
     """
     after, losses = scan_batches(train_step, _transposed(state), images, labels, batch_size)
     return _transposed(after).replace(apply_fn=state.apply_fn), losses
@@ -93,7 +94,11 @@ def train_epoch(
 
 @partial(jax.jit, static_argnames="batch_size")
 def evaluate(state: TrainState, images: jax.Array, labels: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """How many images are correctly classified, `() int32`, and the mean loss of every batch, `(batches,) float32`."""
+    """How many images are correctly classified, `() int32`, and the mean loss of every batch, `(batches,) float32`.
+
+    Args:
+        images: `(n, 28, 28) uint8`.
+    """
 
     def test_step(correct: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         _check(images, labels)
@@ -125,13 +130,14 @@ def scan_batches(
         batch, targets = (lax.dynamic_slice_in_dim(whole, start, batch_size) for whole in (images, labels))
         return step(carry, decode(batch), targets)
 
-    results = jnp.empty(0)
+    results = []
     if steps:
-        carry, results = lax.scan(next_step, carry, batch_size * jnp.arange(steps))
+        carry, result = lax.scan(next_step, carry, batch_size * jnp.arange(steps))
+        results.append(result)
     if rest:
         carry, result = step(carry, decode(images[-rest:]), labels[-rest:])
-        results = jnp.append(results, result)
-    return carry, results
+        results.append(result[None])
+    return carry, jnp.concatenate(results)
 
 
 def _transposed(state: TrainState) -> TrainState:

@@ -29,6 +29,8 @@ from fmnist.runs.options import TrainOptions
 NAME = "benchmarks.peers"
 ACCURACY = re.compile(r"Accuracy: ([\d.]+)%")
 REFERENCE = "post"
+FEWEST = 2
+"""Epochs, for one of them is timed from the end of the one before."""
 
 PEERS = {
     "PyTorch, preloaded tensors": "torch_loop",
@@ -55,7 +57,7 @@ class PeersOptions:
     peer: str = option("", "Train as one of them and do nothing else: the module's name.", metavar="NAME")
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("epochs", 2)):
+        for name, least in (("rounds", 1), ("epochs", FEWEST)):
             if getattr(self, name) < least:
                 raise complaint(self, name, str(getattr(self, name)))
 
@@ -105,18 +107,18 @@ def run(arguments: list[str]) -> Run:
     return Run(seconds, apart, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), accuracy)
 
 
-def commands(options: PeersOptions, epochs: int, folder: Path) -> dict[str, tuple[list[str], Path | None]]:
+def commands(epochs: int, given: str | None, folder: Path) -> dict[str, tuple[list[str], Path | None]]:
     """Everybody's command line, and the file whose lines are the user's."""
     here, sides = Path(__file__).parent, {side.name: side for side in SIDES}
     files = {"post": here.parent / "post.py"}
     found: dict[str, tuple[list[str], Path | None]] = {
-        name: ([sys.executable, "-u", *sides[name].command(epochs, options.data, folder)[1:]], files.get(name))
+        name: ([sys.executable, "-u", *sides[name].command(epochs, given, folder)[1:]], files.get(name))
         for name in ("post", "fmnist_torch", "torch.compile", BASE)
     }
-    data = [] if options.data is None else ["--data", options.data]
+    data = [] if given is None else ["--data", given]
     for name, module in PEERS.items():
         if module in NEEDED and find_spec(NEEDED[module]) is None:
-            print(f"{NAME}: {name} is left out: no {NEEDED[module]} here; pip install -e '.[bench]'", file=sys.stderr)
+            command.say_once(f"{NAME}: {name} is left out: no {NEEDED[module]} here; pip install -e '.[bench]'")
             continue
         asked = ["--peer", module, "--epochs", str(epochs), *data]
         found[name] = [sys.executable, "-m", NAME, *asked], here / "ways" / f"{module}.py"
@@ -170,10 +172,10 @@ def main() -> None:
         # In a process of its own: Linux counts what this one has used as the peak of those that it starts.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(raw.write, options.data, Path(temporary)).result()
-        asked = commands(options, options.epochs, Path(temporary))
+        asked = commands(options.epochs, options.data, Path(temporary))
         results: dict[str, list[Run]] = {name: [] for name in asked}
         for turn in range(-1, options.rounds):  # the first one fills caches, and does not count
-            turns = asked if turn >= 0 else commands(options, 2, Path(temporary))
+            turns = asked if turn >= 0 else commands(FEWEST, options.data, Path(temporary))
             for name, (arguments, _) in turns.items():
                 print(f"{NAME}: round {turn + 1} of {options.rounds}: {name}", file=sys.stderr, flush=True)
                 found = run(arguments)

@@ -1,4 +1,4 @@
-"""What an exam costs, and what of it goes where: `python -m benchmarks.judging`."""
+"""What an exam costs, and what of it goes where: `python -m tests.tools.judging`."""
 
 import json
 import subprocess
@@ -15,13 +15,13 @@ from unittest.mock import patch
 
 from benchmarks import machine
 from fmnist import command
-from fmnist.command import Failure, complaint, option, parse, say
+from fmnist.command import Failure, UsageError, complaint, option, parse, say
 from fmnist.files import write_atomically
 from fmnist.runs.folders import prepare_folder
 
-NAME = "benchmarks.judging"
+NAME = "tests.tools.judging"
 
-WRONG = ("F001", "L005", "C002", "O003", "O034")
+WRONG = ("F001", "L005", "C002", "O003")
 """Mistakes planted in the transformer, each of another kind: what finding a reason costs."""
 
 EXAMS: Mapping[str, tuple[str, ...]] = {
@@ -47,6 +47,8 @@ class JudgingOptions:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise complaint(self, "rounds", str(self.rounds))
+        if self.exam and self.exam not in EXAMS:
+            raise UsageError(f"--exam {self.exam}: there is none; expected one of {', '.join(EXAMS)}")
 
 
 @dataclass
@@ -56,20 +58,20 @@ class Clock:
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     compiled: list[tuple[float, float]] = field(default_factory=list)
     """When JAX traced, lowered or compiled, from and to."""
-    _within: bool = False
+    _phase: str = ""
 
     def timed(self, phase: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time credited to the phase of its arguments."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._within:
+            if self._phase:
                 return function(*args, **kwargs)
-            self._within, began = True, time.perf_counter()
+            self._phase, began = phase(*args, **kwargs), time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.spent[phase(*args, **kwargs)] += time.perf_counter() - began
-                self._within = False
+                self.spent[self._phase] += time.perf_counter() - began
+                self._phase = ""
 
         return timed
 
@@ -92,7 +94,7 @@ class Clock:
         from parity.verdict import explanation
 
         def listener(event: str, duration_secs: float, **_: str | int) -> None:
-            if event.startswith("/jax/core/compile/"):
+            if self._phase == "port" and event.startswith("/jax/core/compile/"):
                 now = time.perf_counter()
                 self.compiled.append((now - duration_secs, now))
 
@@ -103,7 +105,7 @@ class Clock:
         watched = (
             (Sitting, "say", rounds),
             (Held, "answer", lambda *_: "port"),
-            (WholeRuns, "answer", lambda *_: "whole runs"),
+            (WholeRuns, "prepare", lambda *_: "whole runs"),
             (explanation, "explain", lambda *_: "search"),
         )
         with ExitStack() as stack:
@@ -117,7 +119,7 @@ def sit(exam: str) -> dict[str, Any]:
     import parity
     from tests.tools import hosts
 
-    quick = exam.endswith("--quick")
+    quick, wrong = exam.endswith("--quick"), next((code for code in WRONG if code in exam), None)
     if exam.startswith("the mirror"):
         from fmnist_jax.port import port as ports
         from fmnist_torch.reference import reference
@@ -127,7 +129,6 @@ def sit(exam: str) -> dict[str, Any]:
         from parity.mistakes import CATALOGUE
 
         diffs = {one.code: diff for one in CATALOGUE for diff in one.diffs if diff.host == "transformer"}
-        wrong = next((code for code in WRONG if code in exam), None)
         mirror = hosts.mirror("transformer") if wrong is None else hosts.planted(diffs[wrong])
         pairs = [(hosts.reference("transformer"), hosts.HostPort(mirror, "port"))]
     clock, comparisons, began = Clock(), 0, time.perf_counter()
@@ -135,8 +136,9 @@ def sit(exam: str) -> dict[str, Any]:
         for one, port in pairs:
             verdict = parity.judge(one, port, quick=quick)
             comparisons += len(verdict.comparisons)
-            if verdict.agrees == ("with" in exam):
-                raise Failure(f"{exam}: {'agrees' if verdict.agrees else 'differs'}, and should not")
+            named = [group[0].code for group in verdict.explanations]
+            if verdict.agrees != (wrong is None) or (wrong is not None and named[:1] != [wrong]):
+                raise Failure(f"{exam}: {'agrees' if verdict.agrees else f'differs, by {named}'}, and should not")
     compiling = clock.compiling()
     spent = {**clock.spent, "compiling": compiling, "port": clock.spent["port"] - compiling}
     return {"seconds": time.perf_counter() - began, "comparisons": comparisons, **spent}
@@ -151,8 +153,9 @@ def run(*arguments: str) -> tuple[float, str]:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Failure(f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
-    return time.perf_counter() - began, done.stdout.strip().splitlines()[-1]
+        last = (done.stderr.splitlines() or ["nothing"])[-1]
+        raise Failure(f"{' '.join(arguments)}: exit code {done.returncode}, and it said: {last}")
+    return time.perf_counter() - began, done.stdout.splitlines()[-1]
 
 
 def page(results: Mapping[str, list[dict[str, Any]]], where: str, rounds: int) -> str:
@@ -172,13 +175,12 @@ def page(results: Mapping[str, list[dict[str, Any]]], where: str, rounds: int) -
         "|---|---:|---:|---:|" + "---:|" * (len(PHASES) + 1),
     ]
     for name, runs in results.items():
-        middle = sorted(runs, key=lambda one: one["seconds"])[len(runs) // 2]
-        seconds = middle["seconds"]
-        parts = [middle.get(phase, 0.0) for phase in PHASES]
+        seconds = median(one["seconds"] for one in runs)
+        parts = [median(one.get(phase, 0.0) for one in runs) for phase in PHASES]
         shares = " | ".join(f"{part / seconds:.0%}" for part in (*parts, seconds - sum(parts)))
         whole = [one["command"] for one in runs if "command" in one]
         command_seconds = f"{median(whole):.1f}" if whole else "–"
-        lines.append(f"| {name} | {command_seconds} | {seconds:.1f} | {middle['comparisons']:,} | {shares} |")
+        lines.append(f"| {name} | {command_seconds} | {seconds:.1f} | {runs[0]['comparisons']:,} | {shares} |")
     return "\n".join(lines) + "\n"
 
 
