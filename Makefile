@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: train parity faults mistakes lessons bench docs examples test lint crash accelerator accelerator-rehearsal
+.PHONY: train parity faults mistakes lessons bench costs docs examples test lint crash accelerator accelerator-rehearsal
 
 train: $(INSTALLED)
 	$(BIN)/python -m fmnist_jax.train
@@ -36,6 +36,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers
+
+costs: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tools.judging
 
 # In the environment at hand: it needs jax, flax, optax, chex, torch, numpy, scipy, matplotlib, rich, psutil, safetensors, pytest.
 accelerator:

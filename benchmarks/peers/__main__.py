@@ -44,6 +44,8 @@ PEERS = {
 """By what they are called, the modules of `ways`."""
 NEEDED = {"lightning_fit": "lightning", "keras_fit": "keras", "equinox_loop": "equinox"}
 """What comes with the extra `bench` only."""
+BUILT_ON = {"torch_compiled": "torch_loop"}
+"""Whose lines a user writes, too."""
 
 
 @dataclass(frozen=True)
@@ -107,33 +109,46 @@ def run(arguments: list[str]) -> Run:
     return Run(seconds, apart, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), accuracy)
 
 
-def commands(epochs: int, given: str | None, folder: Path) -> dict[str, tuple[list[str], Path | None]]:
-    """Everybody's command line, and the file whose lines are the user's."""
+def commands(epochs: int, given: str | None, folder: Path) -> dict[str, tuple[list[str], list[Path]]]:
+    """Everybody's command line, and the files whose lines are the user's."""
     here, sides = Path(__file__).parent, {side.name: side for side in SIDES}
-    files = {"post": here.parent / "post.py"}
-    found: dict[str, tuple[list[str], Path | None]] = {
-        name: ([sys.executable, "-u", *sides[name].command(epochs, given, folder)[1:]], files.get(name))
-        for name in ("post", "fmnist_torch", "torch.compile", BASE)
+    found: dict[str, tuple[list[str], list[Path]]] = {
+        name: ([sys.executable, "-u", *sides[name].command(epochs, given, folder)[1:]], [])
+        for name in (REFERENCE, "fmnist_torch", "torch.compile", BASE)
     }
+    found[REFERENCE][1].append(here.parent / "post.py")
     data = [] if given is None else ["--data", given]
     for name, module in PEERS.items():
         if module in NEEDED and find_spec(NEEDED[module]) is None:
             command.say_once(f"{NAME}: {name} is left out: no {NEEDED[module]} here; pip install -e '.[bench]'")
             continue
         asked = ["--peer", module, "--epochs", str(epochs), *data]
-        found[name] = [sys.executable, "-m", NAME, *asked], here / "ways" / f"{module}.py"
+        written = [here / "ways" / f"{one}.py" for one in (module, BUILT_ON.get(module)) if one]
+        found[name] = [sys.executable, "-m", NAME, *asked], written
     return found
 
 
-def lines_of(path: Path | None) -> str:
+def lines_of(paths: list[Path]) -> str:
     """Lines of code that a user writes: no blank ones, no docstring."""
-    if path is None:
-        return "–"
-    code = re.sub(r'^""".*?"""\n', "", path.read_text(), flags=re.DOTALL)
-    return str(sum(bool(line.strip()) for line in code.splitlines()))
+    code = "".join(re.sub(r'^""".*?"""\n', "", path.read_text(), flags=re.DOTALL) for path in paths)
+    return str(sum(bool(line.strip()) for line in code.splitlines()) or "–")
 
 
-def page(results: dict[str, list[Run]], files: dict[str, Path | None], options: PeersOptions, where: str) -> str:
+def better(results: dict[str, list[Run]]) -> str:
+    """Who is ahead of ours in anything, in a sentence."""
+    base, found = results[BASE], []
+    for what, of in (
+        ("the whole process", lambda one: one.seconds),
+        ("an epoch", lambda one: one.epoch_seconds),
+        ("memory", lambda one: one.peak_bytes),
+    ):
+        found += [
+            f"{name} in {what}" for name, runs in results.items() if median(map(of, runs)) < median(map(of, base))
+        ]
+    return f"Ahead of {BASE}: {'; '.join(found)}." if found else f"Nobody is ahead of {BASE} in time or memory."
+
+
+def page(results: dict[str, list[Run]], files: dict[str, list[Path]], options: PeersOptions, where: str) -> str:
     """A table, a line a way to train."""
     reference = median(one.accuracy for one in results[REFERENCE])
     lines = [
@@ -143,7 +158,8 @@ def page(results: dict[str, list[Run]], files: dict[str, Path | None], options: 
         "",
         f"{options.epochs} epochs with as many test passes, all from torch's parameters of seed 0, unshuffled; medians "
         f"of {options.rounds} rounds in which everybody takes a turn, ratios round by round with their range. An epoch "
-        "is timed from one test pass to the next in a run that goes on, compilation left out.",
+        "is timed from one test pass to the next in a run that goes on, compilation left out. "
+        f"{better(results)}",
         "",
         f"| way | s | ÷ {BASE} | range | ms an epoch | ÷ {BASE} | peak MiB | lines | accuracy % |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -182,7 +198,7 @@ def main() -> None:
                 if turn >= 0:
                     results[name].append(found)
     described = machine.describe({})
-    text = page(results, {name: path for name, (_, path) in asked.items()}, options, machine.sentence(described))
+    text = page(results, {name: paths for name, (_, paths) in asked.items()}, options, machine.sentence(described))
     stem = options.output / f"{machine.file_name(described)}-peers"
     content = {
         "machine": described,

@@ -4,12 +4,14 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from torchvision import datasets
@@ -18,6 +20,7 @@ from torchvision.transforms import ToTensor
 from fmnist import data, synthetic
 from fmnist.command import UnavailableError, UsageError
 from fmnist.data import MD5, SHA256, Dataset, Split, load_dataset
+from fmnist_jax.train import scan_batches
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = MD5
 
@@ -211,7 +214,23 @@ def test_what_a_program_does_to_its_data_leaves_the_cache_alone(fashion_mnist: D
     assert cached.train.images.max() == 0
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_empty])
+def damage_whole_images(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: 10 * 784])
+
+
+def damage_longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.truncate(2**28)
+
+
+def damage_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_truncate, damage_flip, damage_empty, damage_whole_images, damage_longer, damage_fifo]
+)
 def test_a_damaged_cache_is_rebuilt(
     fashion_mnist: Dataset, empty_cache: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,14 +341,20 @@ def test_the_stand_in_s_images_all_differ() -> None:
     assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_every_pixel_value_decodes_as_by_to_tensor() -> None:
-    import jax
-
-    from fmnist_jax.train import decode
-
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+def test_every_pixel_value_decodes_as_by_to_tensor(batch_size: int) -> None:
+    """In the loop over batches, where XLA compiles it together with what is around it."""
     every = np.arange(4 * 784, dtype=np.uint32).astype(np.uint8).reshape(4, 28, 28)
     assert len(np.unique(every)) == 256
     expected = np.stack([ToTensor()(image[:, :, None]).numpy().reshape(784) for image in every])
-    decoded = np.asarray(jax.jit(decode)(every))
+    pixels: list[np.ndarray] = []
+
+    def step(carry: int, batch: jax.Array, _: jax.Array) -> tuple[int, jax.Array]:
+        jax.debug.callback(lambda one: pixels.append(np.array(one)), batch, ordered=True)
+        return carry, 2 * batch.sum()
+
+    jax.jit(lambda images, labels: scan_batches(step, 0, images, labels, batch_size))(every, np.zeros(4, np.int32))
+    jax.effects_barrier()
+    decoded = np.concatenate(pixels)
     assert decoded.dtype == np.float32
     assert np.array_equal(decoded, expected)

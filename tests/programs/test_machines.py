@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import gzip
 import json
 import os
@@ -376,3 +377,13 @@ def test_a_lock_that_another_holds_is_still_kept(tmp_path: Path) -> None:
         done = here("fmnist_jax.train", *TINY, "--output", str(tmp_path))
     assert done.returncode == 2
     assert f"process {os.getpid()} is at work there" in done.stderr
+
+
+def test_a_command_looks_for_cycles_though_its_imports_did_not() -> None:
+    enabled: list[bool] = []
+    gc.disable()
+    try:
+        assert commands.run(lambda: enabled.append(gc.isenabled()), "a command") == 0
+    finally:
+        gc.enable()
+    assert enabled == [True]

@@ -128,12 +128,14 @@ def test_chunks_fit_into_memory_and_are_as_few_as_can_be(
         assert larger * training.bytes_of(experiment) > memory
 
 
-def test_devices_of_a_cpu_share_one_copy_of_the_data(own_cache: object, dataset: Dataset) -> None:
-    code = """
+@pytest.mark.parametrize("place", ["", '"synthetic"'])
+def test_devices_of_a_cpu_share_one_copy_of_the_data(place: str, own_cache: object, dataset: Dataset) -> None:
+    code = f"""
 from fmnist_jax.sweep import devices
 from fmnist.data import load_dataset
-(images, labels), _ = devices.place_data(load_dataset(), devices.find_mesh("cpu"))
-print(len(images.addressable_shards), len({shard.data.unsafe_buffer_pointer() for shard in images.addressable_shards}))
+(images, labels), _ = devices.place_data(load_dataset({place}), devices.find_mesh("cpu"))
+shards = images.addressable_shards
+print(len(shards), len(set(shard.data.unsafe_buffer_pointer() for shard in shards)))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
