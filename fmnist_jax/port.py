@@ -58,10 +58,7 @@ class Mirror:
 
     def train_epoch(self, state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, jax.Array]:
         with _precision_of(state):
-            copy = jax.tree.map(
-                jax.numpy.copy, state
-            )  # the program takes over the memory of the state that it is given
-            after, losses = train.train_epoch(copy, *self.trained_on(batches), self.experiment.batch_size)
+            after, losses = train.train_epoch(state, *self.trained_on(batches), self.experiment.batch_size)
             return after, losses
 
     def evaluate(self, state: TrainState, batches: tuple[Batch, ...]) -> dict[str, float]:
