@@ -19,6 +19,7 @@ from fmnist.runs.folders import prepare_folder
 from fmnist.runs.options import TrainOptions
 
 NAME = "benchmarks.accelerator"
+MEMBERS, QUICK_MEMBERS = (1, 64, 1024, 4096), (1, 4)
 
 PARITY = {
     "parity, MLP": ("-m", "parity", "--quick", "--only", "load", "outputs", "loss", "gradients", "step", "epoch"),
@@ -63,6 +64,9 @@ def commands(options: AcceleratorOptions, folder: Path) -> Iterator[tuple[str, t
         for side in ("fmnist_jax", "fmnist_torch"):
             run = ("-m", f"{side}.train", "--network", network, *small, *epochs, *data)
             yield f"whole process, {side} {network}", (*run, "--output", str(folder / f"{side}-{network}"))
+    for count in QUICK_MEMBERS if options.rehearsal else MEMBERS:
+        seeds = ("--seeds", f"0-{count - 1}", "--epochs", "1")
+        yield f"whole process, population of {count}, an epoch", ("-m", "fmnist_jax.sweep", *seeds, *data)
     yield "timings", ("-m", NAME.replace("accelerator", "device"), *(("--quick",) if options.rehearsal else ()))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jax import lax
 
+from benchmarks.accelerator import MEMBERS, QUICK_MEMBERS
 from fmnist import command
 from fmnist.command import option, parse, say
 from fmnist.experiment import SIDE, TRAINING_IMAGES, Experiment
@@ -22,7 +23,6 @@ from fmnist_torch import train as torch_train
 from fmnist_torch.model import init
 
 NAME = "benchmarks.device"
-MEMBERS, QUICK_MEMBERS = (1, 64, 1024, 4096), (1, 4)
 
 
 @dataclass(frozen=True)
