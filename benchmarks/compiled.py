@@ -5,7 +5,6 @@ import gc
 if __name__ == "__main__":
     gc.disable()  # as the reference does
 
-import sys
 
 import torch
 
@@ -27,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, NAME))
+    command.leave(command.run(main, NAME))

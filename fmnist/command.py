@@ -228,6 +228,18 @@ def run(command: Callable[[], None], name: str) -> int:
     return 0
 
 
+def leave(status: int) -> NoReturn:
+    """End this process at once, as mypy does: Python would take a thousand modules apart first, which is 3 % of a run.
+
+    For commands that have closed all that they opened. Under a profiler or debugger it ends as others do, for that has
+    yet to tell what it saw.
+    """
+    if sys.getprofile() is None and sys.gettrace() is None:
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def say(*lines: str) -> None:
     """Print lines on standard output, at once.
 

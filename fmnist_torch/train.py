@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, NAME))
+    command.leave(command.run(main, NAME))

@@ -387,3 +387,27 @@ def test_a_command_looks_for_cycles_though_its_imports_did_not() -> None:
     finally:
         gc.enable()
     assert enabled == [True]
+
+
+@pytest.mark.parametrize(("profiler", "says"), [((), False), (("-m", "cProfile"), True)])
+def test_leaving_at_once_loses_neither_status_nor_words_nor_a_profile(
+    profiler: tuple[str, ...], says: bool, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, sys\n"
+        "from fmnist import command\n"
+        "atexit.register(print, 'taken apart')\n"
+        "def main():\n"
+        "    command.say('done')\n"
+        "    print('nearly', end='', file=sys.stderr)\n"
+        "    raise command.Failure('failed')\n"
+        "command.leave(command.run(main, 'script'))\n"
+    )
+    arguments = [sys.executable, *profiler, str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert done.stderr == "nearlyscript: failed\n"
+    assert done.stdout.startswith("done\n")
+    assert ("function calls" in done.stdout, "taken apart" in done.stdout) == (says, says)
+    assert done.returncode == 1 or profiler
