@@ -20,6 +20,7 @@ from fmnist.runs.options import TrainOptions
 
 NAME = "benchmarks.accelerator"
 MEMBERS, QUICK_MEMBERS = (1, 64, 1024, 4096), (1, 4)
+DEVICE, TIMINGS = "device", "timings"
 
 PARITY = {
     "parity, MLP": ("-m", "parity", "--quick", "--only", "load", "outputs", "loss", "gradients", "step", "epoch"),
@@ -56,6 +57,7 @@ def commands(options: AcceleratorOptions, folder: Path) -> Iterator[tuple[str, t
     """What is run, in the order of what would be missed most."""
     data = () if options.data is None else ("--data", options.data)
     epochs = ("--epochs", "1" if options.rehearsal else "5")
+    yield DEVICE, ("-c", "import jax; [one, *_] = jax.devices(); print(one.platform, one.device_kind)")
     yield "tests marked accelerator", ("-m", "pytest", "-q", "-m", "accelerator", "tests/programs/test_accelerator.py")
     for what, arguments in PARITY.items():
         yield what, (*arguments, *data)
@@ -64,10 +66,10 @@ def commands(options: AcceleratorOptions, folder: Path) -> Iterator[tuple[str, t
         for side in ("fmnist_jax", "fmnist_torch"):
             run = ("-m", f"{side}.train", "--network", network, *small, *epochs, *data)
             yield f"whole process, {side} {network}", (*run, "--output", str(folder / f"{side}-{network}"))
+    yield TIMINGS, ("-m", NAME.replace("accelerator", "device"), *(("--quick",) if options.rehearsal else ()))
     for count in QUICK_MEMBERS if options.rehearsal else MEMBERS:
         seeds = ("--seeds", f"0-{count - 1}", "--epochs", "1")
         yield f"whole process, population of {count}, an epoch", ("-m", "fmnist_jax.sweep", *seeds, *data)
-    yield "timings", ("-m", NAME.replace("accelerator", "device"), *(("--quick",) if options.rehearsal else ()))
 
 
 def carried_out(what: str, arguments: tuple[str, ...], deadline: float, rehearsal: bool) -> Step:
@@ -115,14 +117,15 @@ def main() -> None:
         for what, arguments in commands(options, Path(temporary)):
             print(f"{NAME}: {what}", file=sys.stderr, flush=True)
             steps.append(carried_out(what, arguments, deadline, options.rehearsal))
-    timings = json.loads(steps[-1].last) if steps[-1].ends == "passes" else {}
-    device = timings.get("device", "an unknown device")
+    said = {one.what: one.last for one in steps if one.ends == "passes"}
+    timings, device = json.loads(said.get(TIMINGS, "{}")), said.get(DEVICE, "an unknown device")
+    steps = [one for one in steps if one.what != TIMINGS or one.ends != "passes"]
     name = "rehearsal" if options.rehearsal else machine.file_name({"accelerators": [device]})
     stem = options.output / f"accelerator-{name}"
-    told = [vars(one) for one in steps[:-1]]
+    told = [vars(one) for one in steps]
     write_atomically(stem.with_suffix(".json"), (json.dumps({"steps": told, **timings}, indent=2) + "\n").encode())
-    write_atomically(stem.with_suffix(".md"), page(device, steps[:-1], timings).encode())
-    say(page(device, steps[:-1], timings))
+    write_atomically(stem.with_suffix(".md"), page(device, steps, timings).encode())
+    say(page(device, steps, timings))
     failed = [one.what for one in steps if one.ends != "passes"]
     if failed:
         raise command.Failure(f"did not pass: {', '.join(failed)}")

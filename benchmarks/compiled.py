@@ -6,6 +6,8 @@ if __name__ == "__main__":
     gc.disable()  # as the reference does
 
 
+import sys
+
 import torch
 
 from fmnist import command
@@ -26,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.leave(command.run(main, NAME))
+    sys.exit(command.run(main, NAME))

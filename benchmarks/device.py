@@ -93,7 +93,6 @@ def main() -> None:
     populations = {count: members(count, steps) for count in (QUICK_MEMBERS if options.quick else MEMBERS)}
     kinds = {each.platform: each for each in [*train.cpu_devices(), device]}
     told = {
-        "device": str(device.device_kind) if device.platform != "cpu" else "cpu",
         "Steady state": [
             {
                 "network": each.structure,

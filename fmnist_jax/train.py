@@ -213,7 +213,8 @@ def main() -> None:
     programs.keep()
     experiment = options.experiment
     device = find_device(options.device)
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if eager:
         print("JAX_DISABLE_JIT: nothing is compiled; an epoch of 938 steps takes about a minute", file=sys.stderr)
     dataset = load_dataset(options.data)
     environment = Environment("jax", str(device), "highest", cores())
@@ -222,19 +223,19 @@ def main() -> None:
         state = jax.device_put(init(experiment, params), device)
         train_data, test_data = (place(split, device) for split in (dataset.train, dataset.test))
 
-        # The next epoch is trained while this one is evaluated and reported: 4 % of a whole run. On a CPU, JAX computes
-        # one after the other what one thread asks for, so there are two.
+        # The next epoch is trained while this one is evaluated: 4 % of a whole run. Two threads ask for them, for on a
+        # CPU what one thread asks for is computed one after the other.
         begin = partial(train_epoch, images=train_data[0], labels=train_data[1], batch_size=experiment.batch_size)
         upcoming = None
         for epoch in run.epochs():
             state, losses = upcoming or begin(state)
             tested = pool.submit(evaluate, state, *test_data, experiment.batch_size)
-            upcoming = begin(state) if epoch < experiment.epochs else None
             run.report_training(epoch, losses)
+            upcoming = None if eager or epoch == experiment.epochs else begin(state)
             run.report_test(epoch, *tested.result())
             run.keep(epoch, partial(to_torch, state.params))
         run.finish(to_torch(state.params))
 
 
 if __name__ == "__main__":
-    command.leave(command.run(main, NAME))
+    command.leave(command.run(main, NAME), NAME)

@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.leave(command.run(main, NAME))
+    command.leave(command.run(main, NAME), NAME)

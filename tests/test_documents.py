@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 GENERATED = ROOT / "docs" / "mistakes.md"
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *DOCS]}
-PAGES |= {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
+PAGES |= {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/NOTES.md")}
 WRITTEN = [name for name in PAGES if name != "docs/mistakes.md"]
 
 

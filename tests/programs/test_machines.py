@@ -389,25 +389,58 @@ def test_a_command_looks_for_cycles_though_its_imports_did_not() -> None:
     assert enabled == [True]
 
 
-@pytest.mark.parametrize(("profiler", "says"), [((), False), (("-m", "cProfile"), True)])
+@pytest.mark.parametrize(("watched", "taken_apart"), [((), False), (("-m", "cProfile"), True), (("-X", "dev"), True)])
 def test_leaving_at_once_loses_neither_status_nor_words_nor_a_profile(
-    profiler: tuple[str, ...], says: bool, tmp_path: Path
+    watched: tuple[str, ...], taken_apart: bool, tmp_path: Path
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import atexit, sys\n"
+    (tmp_path / "script.py").write_text(
+        "import atexit, os, sys\n"
         "from fmnist import command\n"
-        "atexit.register(print, 'taken apart')\n"
+        "class Last:\n"
+        "    def __del__(self, write=os.write):\n"
+        "        write(1, b'taken apart')\n"
+        "last = Last()\n"
+        "atexit.register(print, 'cleaned up')\n"
         "def main():\n"
-        "    command.say('done')\n"
+        "    print('done')\n"
         "    print('nearly', end='', file=sys.stderr)\n"
         "    raise command.Failure('failed')\n"
-        "command.leave(command.run(main, 'script'))\n"
+        "if __name__ == '__main__':\n"
+        "    command.leave(command.run(main, 'script'), 'script')\n"
     )
-    arguments = [sys.executable, *profiler, str(script)]
+    arguments = [sys.executable, *watched, "-m", "script"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.stderr == "nearlyscript: failed\n"
     assert done.stdout.startswith("done\n")
-    assert ("function calls" in done.stdout, "taken apart" in done.stdout) == (says, says)
-    assert done.returncode == 1 or profiler
+    assert "cleaned up" in done.stdout
+    assert ("taken apart" in done.stdout) == taken_apart
+    assert ("function calls" in done.stdout) == ("cProfile" in watched)
+    assert done.returncode == 1 or "cProfile" in watched
+
+
+def test_no_epoch_is_begun_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    train_epoch = jax_train.train_epoch
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        begun.append(len(begun) + 1)
+        return train_epoch(*args, **kwargs)
+
+    monkeypatch.setattr(jax_train, "train_epoch", counted)
+    done = here("fmnist_jax.train", "--epochs", "3", "--batch-size", "60000")
+    assert done.returncode == 0, done.stderr
+    assert begun == [1, 2, 3]
+    assert done.stdout.count("Avg loss") == 3
+
+
+def test_an_epoch_that_fails_does_not_take_the_report_of_the_last_one_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise Failure("no test pass today")
+
+    monkeypatch.setattr(jax_train, "evaluate", fails)
+    done = here("fmnist_jax.train", "--epochs", "3", "--batch-size", "60000")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "fmnist_jax.train: no test pass today"
+    assert "Epoch 1" in done.stdout
+    assert "Epoch 2" not in done.stdout
