@@ -433,7 +433,7 @@ def test_no_epoch_is_begun_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch
     assert done.stdout.count("Avg loss") == 3
 
 
-def test_an_epoch_that_fails_does_not_take_the_report_of_the_last_one_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_test_pass_raises_in_its_thread_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise Failure("no test pass today")
 
