@@ -92,7 +92,8 @@ def run(arguments: list[str]) -> Run:
     """
     started, ends, accuracy = time.perf_counter(), list[float](), 0.0
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=said, text=True)
+        unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}  # for all lines are to be seen as they come
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=said, text=True, env=unbuffered)
         assert process.stdout is not None
         for line in process.stdout:
             if found := ACCURACY.search(line):
@@ -113,7 +114,7 @@ def commands(epochs: int, given: str | None, folder: Path) -> dict[str, tuple[li
     """Everybody's command line, and the files whose lines are the user's."""
     here, sides = Path(__file__).parent, {side.name: side for side in SIDES}
     found: dict[str, tuple[list[str], list[Path]]] = {
-        name: ([sys.executable, "-u", *sides[name].command(epochs, given, folder)[1:]], [])
+        name: (sides[name].command(epochs, given, folder), [])
         for name in (REFERENCE, "fmnist_torch", "torch.compile", BASE)
     }
     found[REFERENCE][1].append(here.parent / "post.py")
